@@ -1,0 +1,20 @@
+#include "base/error.h"
+
+#include <stdarg.h>
+#include <stdio.h>
+
+static _Thread_local char sentence[1024];
+static _Thread_local int last_code;
+
+int error_set(int code, const char *format, ...) {
+    va_list args;
+    va_start(args, format);
+    vsnprintf(sentence, sizeof sentence, format, args);
+    va_end(args);
+    last_code = code;
+    return code;
+}
+
+const char *error_last(void) { return sentence; }
+
+int error_code(void) { return last_code; }

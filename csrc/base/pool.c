@@ -1,0 +1,193 @@
+#include "base/pool.h"
+
+#include <pthread.h>
+#include <sched.h>
+#include <stdatomic.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/error.h"
+#include "base/os.h"
+#include "pygpt.h"
+
+#if defined(__x86_64__) || defined(__i386__)
+#define cpu_relax() __builtin_ia32_pause()
+#elif defined(__aarch64__)
+#define cpu_relax() __asm__ volatile("yield")
+#else
+#define cpu_relax() ((void)0)
+#endif
+
+enum { LINE = 128 };                       /* two cache lines: processors fetch them in pairs */
+
+struct worker_state {
+    _Alignas(LINE) atomic_uint arrived;    /* barriers of the current run that this worker has reached */
+    atomic_uint_fast64_t done;             /* the last ticket that it has finished */
+    struct pool *pool;
+    pthread_t thread;
+    int index;
+};
+
+struct pool {
+    int size, spins;                       /* spins: pauses before giving the processor away */
+    unsigned forks;                        /* the process's fork count when the threads were made */
+    pthread_mutex_t turn;                  /* held by the caller whose runs these are */
+
+    pool_fn *fn;                           /* the current job: written before the ticket, read after it */
+    void *arg;
+    _Alignas(LINE) atomic_uint_fast64_t ticket;   /* run number << 9 | workers taking part; 0 workers: go home */
+
+    pthread_mutex_t sleep;
+    pthread_cond_t wake;
+    atomic_int sleepers;
+    struct worker_state *workers;          /* [size] */
+};
+
+static const double idle_spin_seconds = 50e-6;
+
+/* A child process has none of its parent's threads; pools notice by this count. */
+static atomic_uint fork_count;
+static void count_fork(void) { atomic_fetch_add(&fork_count, 1); }
+static void watch_forks(void) { pthread_atfork(NULL, NULL, count_fork); }
+
+static void wait_a_little(int *spins, int limit) {
+    if (++*spins < limit) cpu_relax();
+    else sched_yield();
+}
+
+void pool_barrier(struct pool *pool, int worker, int n) {
+    if (n == 1) return;
+    struct worker_state *w = pool->workers;
+    unsigned mine = atomic_load_explicit(&w[worker].arrived, memory_order_relaxed) + 1;
+    atomic_store_explicit(&w[worker].arrived, mine, memory_order_release);
+    for (int i = 0, spins = 0; i < n; i++)
+        while ((int)(atomic_load_explicit(&w[i].arrived, memory_order_acquire) - mine) < 0)
+            wait_a_little(&spins, pool->spins);
+}
+
+/* Waits for a ticket other than the last one: first spinning, then asleep. */
+static uint64_t next_ticket(struct pool *pool, uint64_t last) {
+    uint64_t ticket;
+    double end = os_seconds() + idle_spin_seconds;
+    do {
+        for (int i = 0; i < 64; i++) {
+            ticket = atomic_load_explicit(&pool->ticket, memory_order_acquire);
+            if (ticket != last) return ticket;
+            cpu_relax();
+        }
+    } while (os_seconds() < end);
+    pthread_mutex_lock(&pool->sleep);
+    atomic_fetch_add(&pool->sleepers, 1);
+    while ((ticket = atomic_load(&pool->ticket)) == last) pthread_cond_wait(&pool->wake, &pool->sleep);
+    atomic_fetch_sub(&pool->sleepers, 1);
+    pthread_mutex_unlock(&pool->sleep);
+    return ticket;
+}
+
+static void publish(struct pool *pool, int n) {
+    uint64_t run = (atomic_load(&pool->ticket) >> 9) + 1;
+    atomic_store(&pool->ticket, run << 9 | (unsigned)n);
+    if (atomic_load(&pool->sleepers) > 0) {
+        pthread_mutex_lock(&pool->sleep);
+        pthread_cond_broadcast(&pool->wake);
+        pthread_mutex_unlock(&pool->sleep);
+    }
+}
+
+static void *worker_main(void *arg) {
+    struct worker_state *self = arg;
+    struct pool *pool = self->pool;
+    uint64_t ticket = atomic_load(&self->done);
+    for (;;) {
+        ticket = next_ticket(pool, ticket);
+        int n = (int)(ticket & 511);
+        if (n == 0) return NULL;
+        if (self->index >= n) continue;
+        pool->fn(pool->arg, self->index, n);
+        atomic_store_explicit(&self->done, ticket, memory_order_release);
+    }
+}
+
+/* Starts workers 1 .. size - 1, or as many as there are threads to be had; returns that many. */
+static int start_workers(struct pool *pool, int size) {
+    pthread_mutex_init(&pool->sleep, NULL);
+    pthread_cond_init(&pool->wake, NULL);
+    atomic_store(&pool->sleepers, 0);
+    pool->forks = atomic_load(&fork_count);
+    for (int i = 0; i < size; i++) {
+        pool->workers[i].pool = pool;
+        pool->workers[i].index = i;
+        atomic_store(&pool->workers[i].done, atomic_load(&pool->ticket));
+        if (i > 0 && pthread_create(&pool->workers[i].thread, NULL, worker_main, &pool->workers[i]) != 0) return i;
+    }
+    return size;
+}
+
+struct pool *pool_new(int n) {
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
+    if (n < 1 || n > POOL_MAX) {
+        error_set(GPT_EINVAL, "%d threads; expected 1 to %d", n, POOL_MAX);
+        return NULL;
+    }
+    pthread_once(&once, watch_forks);
+    struct pool *pool = aligned_alloc(LINE, sizeof *pool);
+    struct worker_state *workers = aligned_alloc(LINE, (size_t)n * sizeof *workers);
+    if (!pool || !workers) {
+        free(pool);
+        free(workers);
+        error_set(GPT_ENOMEM, "no memory for %d threads", n);
+        return NULL;
+    }
+    memset(pool, 0, sizeof *pool);
+    memset(workers, 0, (size_t)n * sizeof *workers);
+    pool->workers = workers;
+    pool->spins = n > os_cpu_count() ? 16 : 4096;      /* with too few processors somebody must make room */
+    pthread_mutex_init(&pool->turn, NULL);
+    pool->size = start_workers(pool, n);
+    if (pool->size < n) {
+        error_set(GPT_ENOMEM, "%d threads cannot be started; try fewer", n);
+        pool_free(pool);
+        return NULL;
+    }
+    return pool;
+}
+
+void pool_free(struct pool *pool) {
+    if (!pool) return;
+    if (pool->forks == atomic_load(&fork_count)) {
+        publish(pool, 0);
+        for (int i = 1; i < pool->size; i++) pthread_join(pool->workers[i].thread, NULL);
+    }
+    free(pool->workers);
+    free(pool);
+}
+
+int pool_size(const struct pool *pool) { return pool->size; }
+
+void pool_lock(struct pool *pool) {
+    if (pool->forks != atomic_load(&fork_count)) {     /* whoever held these in the parent does not exist here */
+        pthread_mutex_init(&pool->turn, NULL);
+        pool->size = start_workers(pool, pool->size);
+    }
+    pthread_mutex_lock(&pool->turn);
+}
+
+void pool_unlock(struct pool *pool) { pthread_mutex_unlock(&pool->turn); }
+
+void pool_run(struct pool *pool, int n, pool_fn *fn, void *arg) {
+    if (n > pool->size) n = pool->size;
+    if (n == 1) {
+        fn(arg, 0, 1);
+        return;
+    }
+    for (int i = 0; i < n; i++) atomic_store_explicit(&pool->workers[i].arrived, 0, memory_order_relaxed);
+    pool->fn = fn;
+    pool->arg = arg;
+    publish(pool, n);
+    uint64_t ticket = atomic_load_explicit(&pool->ticket, memory_order_relaxed);
+    fn(arg, 0, n);
+    for (int i = 1, spins = 0; i < n; i++)
+        while (atomic_load_explicit(&pool->workers[i].done, memory_order_acquire) != ticket)
+            wait_a_little(&spins, pool->spins);
+}

@@ -1,0 +1,26 @@
+/* pool.h: the only place that knows threads.
+ *
+ *     pool_run(pool, n, fn, arg)      fn(arg, 0, n) here, fn(arg, 1, n) .. fn(arg, n - 1, n) on workers, back when all have returned
+ *     pool_barrier(pool, i, n)        inside fn: nobody goes on before all n have come
+ *
+ * Workers wait for the next run by spinning for 50 microseconds, so that the steps of a generation follow each other without a
+ * system call, and then sleep. Callers from several threads take turns, one run at a time. What fn computes must not depend on n:
+ * pool_run may use fewer workers than asked (after a fork when threads cannot be had again).
+ */
+#ifndef PYGPT_POOL_H
+#define PYGPT_POOL_H
+
+enum { POOL_MAX = 256 };
+struct pool;
+typedef void pool_fn(void *arg, int worker, int n);
+
+struct pool *pool_new(int n);              /* n workers, the caller among them; NULL with a sentence */
+void pool_free(struct pool *pool);
+int pool_size(const struct pool *pool);
+
+void pool_lock(struct pool *pool);         /* for one caller's several runs, or what they share, in a row */
+void pool_unlock(struct pool *pool);
+void pool_run(struct pool *pool, int n, pool_fn *fn, void *arg);    /* under the lock; n at most pool_size */
+void pool_barrier(struct pool *pool, int worker, int n);
+
+#endif

@@ -1,0 +1,163 @@
+/* gpt2: the decoder of Radford et al. 2019, "Language Models are Unsupervised Multitask Learners", section 2.3, as nanoGPT trains it.
+ *
+ *     x = token_embd[id] + position_embd[position]
+ *     for each layer:   x += attn_output(attention(attn_qkv(norm(x))));   x += ffn_down(gelu(ffn_up(norm(x))))
+ *     logits = output(norm(x))                                  output is token_embd unless the file has its own
+ *
+ * Every bias may be absent. pygpt.activation says which GELU: "gelu_erf", or "gelu_tanh", which is also meant when it is absent.
+ */
+#include <stddef.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/error.h"
+#include "file/gguf.h"
+#include "model/ops.h"
+
+struct gpt2_layer {
+    struct norm attn_norm, ffn_norm;
+    struct weight qkv, out, up, down;
+    const float *qkv_bias, *out_bias, *up_bias, *down_bias;
+};
+
+struct gpt2 {
+    struct weight token_embd, position_embd, head;
+    struct norm output_norm;
+    void (*gelu)(float *x, int64_t n);
+    struct gpt2_layer layers[];
+};
+
+/* ---- keys and tensors ---- */
+
+static int read_hparams(struct gpt_model *m) {
+    struct hparams *h = &m->h;
+    const struct gpt_tensor *tokens = gguf_find_tensor(m->file, "token_embd.weight");
+    int rc;
+    if (!tokens || tokens->shape[1] > INT32_MAX)
+        return error_set(GPT_EFORMAT, "%s: has no usable tensor token_embd.weight; it is incomplete, convert it again", gguf_path(m->file));
+    h->n_vocab = (int)tokens->shape[1];
+    if ((rc = model_key_int(m, "context_length", 1, 1 << 24, &h->n_ctx)) || (rc = model_key_int(m, "block_count", 1, 1 << 16, &h->n_layer)) ||
+        (rc = model_key_int(m, "embedding_length", 1, 1 << 20, &h->n_embd)) ||
+        (rc = model_key_int(m, "feed_forward_length", 1, 1 << 22, &h->n_ff)) ||
+        (rc = model_key_int(m, "attention.head_count", 1, 1 << 16, &h->n_head)) ||
+        (rc = model_key_float(m, "attention.layer_norm_epsilon", &h->norm_eps)))
+        return rc;
+    if (h->n_embd % h->n_head)
+        return error_set(GPT_EFORMAT, "%s: %d heads do not divide a width of %d; the file is damaged", gguf_path(m->file), h->n_head, h->n_embd);
+    if (h->n_layer > gguf_n_tensors(m->file))
+        return error_set(GPT_EFORMAT, "%s: claims %d layers with %lld tensors; it is incomplete, convert it again", gguf_path(m->file),
+                         h->n_layer, (long long)gguf_n_tensors(m->file));
+    h->n_head_kv = h->n_head;
+    h->head_dim = h->n_embd / h->n_head;
+    return GPT_OK;
+}
+
+static int read_activation(const struct gpt_model *m, struct gpt2 *g) {
+    const char *text = "gelu_tanh";
+    int64_t length = (int64_t)strlen(text);
+    if (gguf_find(m->file, "pygpt.activation")) {
+        int rc = gguf_string(m->file, "pygpt.activation", &text, &length);
+        if (rc) return rc;
+    }
+    if (length == 8 && memcmp(text, "gelu_erf", 8) == 0) g->gelu = m->k.gelu_erf;
+    else if (length == 9 && memcmp(text, "gelu_tanh", 9) == 0) g->gelu = m->k.gelu_tanh;
+    else return error_set(GPT_EUNSUPPORTED, "%s: pygpt.activation is %.*s, which is not known; expected gelu_erf or gelu_tanh",
+                          gguf_path(m->file), (int)i64_min(length, 64), text);
+    return GPT_OK;
+}
+
+static int bind_model(struct gpt_model *m, struct gpt2 *g) {
+    const struct hparams *h = &m->h;
+    const struct binding table[] = {
+        {"token_embd.weight", BIND_WEIGHT, offsetof(struct gpt2, token_embd), h->n_embd, h->n_vocab, 0},
+        {"position_embd.weight", BIND_WEIGHT, offsetof(struct gpt2, position_embd), h->n_embd, h->n_ctx, 0},
+        {"output_norm.weight", BIND_VECTOR, offsetof(struct gpt2, output_norm.weight), h->n_embd, 1, 0},
+        {"output_norm.bias", BIND_VECTOR, offsetof(struct gpt2, output_norm.bias), h->n_embd, 1, 1},
+        {"output.weight", BIND_WEIGHT, offsetof(struct gpt2, head), h->n_embd, h->n_vocab, 1},
+    };
+    int rc = model_bind(m, table, countof(table), 0, g);
+    if (!rc && !g->head.data) g->head = g->token_embd;
+    return rc;
+}
+
+static int bind_layer(struct gpt_model *m, struct gpt2_layer *l, int i) {
+    const struct hparams *h = &m->h;
+    const struct binding table[] = {
+        {"blk.%d.attn_norm.weight", BIND_VECTOR, offsetof(struct gpt2_layer, attn_norm.weight), h->n_embd, 1, 0},
+        {"blk.%d.attn_norm.bias", BIND_VECTOR, offsetof(struct gpt2_layer, attn_norm.bias), h->n_embd, 1, 1},
+        {"blk.%d.attn_qkv.weight", BIND_WEIGHT, offsetof(struct gpt2_layer, qkv), h->n_embd, 3 * (int64_t)h->n_embd, 0},
+        {"blk.%d.attn_qkv.bias", BIND_VECTOR, offsetof(struct gpt2_layer, qkv_bias), 3 * (int64_t)h->n_embd, 1, 1},
+        {"blk.%d.attn_output.weight", BIND_WEIGHT, offsetof(struct gpt2_layer, out), h->n_embd, h->n_embd, 0},
+        {"blk.%d.attn_output.bias", BIND_VECTOR, offsetof(struct gpt2_layer, out_bias), h->n_embd, 1, 1},
+        {"blk.%d.ffn_norm.weight", BIND_VECTOR, offsetof(struct gpt2_layer, ffn_norm.weight), h->n_embd, 1, 0},
+        {"blk.%d.ffn_norm.bias", BIND_VECTOR, offsetof(struct gpt2_layer, ffn_norm.bias), h->n_embd, 1, 1},
+        {"blk.%d.ffn_up.weight", BIND_WEIGHT, offsetof(struct gpt2_layer, up), h->n_embd, h->n_ff, 0},
+        {"blk.%d.ffn_up.bias", BIND_VECTOR, offsetof(struct gpt2_layer, up_bias), h->n_ff, 1, 1},
+        {"blk.%d.ffn_down.weight", BIND_WEIGHT, offsetof(struct gpt2_layer, down), h->n_ff, h->n_embd, 0},
+        {"blk.%d.ffn_down.bias", BIND_VECTOR, offsetof(struct gpt2_layer, down_bias), h->n_embd, 1, 1},
+    };
+    return model_bind(m, table, countof(table), i, l);
+}
+
+static int64_t weight_bytes(const struct weight *w) { return (int64_t)w->stride * w->n_out; }
+
+static int gpt2_load(struct gpt_model *m) {
+    int rc = read_hparams(m);
+    if (rc) return rc;
+    struct gpt2 *g = m->layers = calloc(1, sizeof *g + (size_t)m->h.n_layer * sizeof g->layers[0]);
+    if (!g) return error_set(GPT_ENOMEM, "%s: no memory for %d layers", gguf_path(m->file), m->h.n_layer);
+    if ((rc = read_activation(m, g)) || (rc = bind_model(m, g))) return rc;
+    m->step_bytes = weight_bytes(&g->head);
+    for (int i = 0; i < m->h.n_layer && !rc; i++) {
+        struct gpt2_layer *l = &g->layers[i];
+        rc = bind_layer(m, l, i);
+        m->step_bytes += weight_bytes(&l->qkv) + weight_bytes(&l->out) + weight_bytes(&l->up) + weight_bytes(&l->down);
+    }
+    m->work.n_wide = i64_max(3 * (int64_t)m->h.n_embd, m->h.n_ff);
+    m->work.n_in_max = i64_max(m->h.n_embd, m->h.n_ff);
+    return rc;
+}
+
+/* ---- the forward pass ---- */
+
+static void attend(struct worker *w, const struct gpt2_layer *l, int layer) {
+    struct work *b = &w->step->model->work;
+    const int n_embd = w->step->model->h.n_embd, n = w->step->n_rows;
+    struct input in = op_input(w, b->x, &l->attn_norm, &l->qkv, NULL, n);
+    op_linear(w, &l->qkv, l->qkv_bias, in, b->wide, (size_t)(3 * n_embd));
+    op_barrier(w);
+    op_attention(w, layer, b->wide, (size_t)(3 * n_embd), b->mixed);
+    op_barrier(w);
+    in = op_input(w, b->mixed, NULL, &l->out, NULL, n);
+    op_linear_add(w, &l->out, l->out_bias, in, b->wide, b->x);
+    op_barrier(w);
+}
+
+static void feed_forward(struct worker *w, const struct gpt2 *g, const struct gpt2_layer *l) {
+    struct work *b = &w->step->model->work;
+    const int n_ff = w->step->model->h.n_ff, n = w->step->n_rows;
+    struct input in = op_input(w, b->x, &l->ffn_norm, &l->up, NULL, n);
+    struct range mine = op_linear(w, &l->up, l->up_bias, in, b->wide, (size_t)n_ff);
+    op_apply(w, g->gelu, mine, b->wide, (size_t)n_ff);
+    op_barrier(w);
+    in = op_input(w, b->wide, NULL, &l->down, NULL, n);
+    op_linear_add(w, &l->down, l->down_bias, in, b->mixed, b->x);
+    op_barrier(w);
+}
+
+static void gpt2_forward(struct worker *w) {
+    const struct step *s = w->step;
+    const struct gpt2 *g = s->model->layers;
+    float *x = s->model->work.x;
+    op_embed(w, &g->token_embd, &g->position_embd, x);
+    op_barrier(w);
+    for (int i = 0; i < s->model->h.n_layer; i++) {
+        attend(w, &g->layers[i], i);
+        feed_forward(w, g, &g->layers[i]);
+    }
+    if (s->n_wanted == 0) return;
+    struct input in = op_input(w, x, &g->output_norm, &g->head, s->wanted, s->n_wanted);
+    op_linear(w, &g->head, NULL, in, s->logits, (size_t)s->model->h.n_vocab);
+}
+
+const struct arch arch_gpt2 = {"gpt2", gpt2_load, gpt2_forward};

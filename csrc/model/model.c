@@ -1,0 +1,146 @@
+#include "model/model.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/error.h"
+#include "base/os.h"
+#include "file/gguf.h"
+#include "model/kv.h"
+
+/* The table: to add an architecture, write arch_<name>.c and add its row. */
+const struct arch *const archs[] = {
+    &arch_gpt2,
+};
+const int n_archs = countof(archs);
+
+/* ---- keys and tensors ---- */
+
+int model_key_int(const struct gpt_model *m, const char *suffix, int64_t min, int64_t max, int *value) {
+    char name[128];
+    int64_t wide;
+    snprintf(name, sizeof name, "%s.%s", m->arch->name, suffix);
+    int rc = gguf_int(m->file, name, min, max, &wide);
+    if (rc == GPT_OK) *value = (int)wide;
+    return rc;
+}
+
+int model_key_float(const struct gpt_model *m, const char *suffix, float *value) {
+    char name[128];
+    double wide;
+    snprintf(name, sizeof name, "%s.%s", m->arch->name, suffix);
+    int rc = gguf_float(m->file, name, &wide);
+    if (rc == GPT_OK) *value = (float)wide;
+    return rc;
+}
+
+static int bind_vector(struct gpt_model *m, const struct gpt_tensor *t, const float **field) {
+    if (t->type == (int32_t)quant_f32.id) {
+        *field = t->data;
+        return GPT_OK;
+    }
+    float **list = realloc(m->converted, (size_t)(m->n_converted + 1) * sizeof *list);
+    if (list) m->converted = list;
+    float *copy = list ? malloc((size_t)t->shape[0] * sizeof *copy) : NULL;
+    if (!copy) return error_set(GPT_ENOMEM, "%s: no memory for tensor %s", gguf_path(m->file), t->name);
+    quant_find((uint32_t)t->type)->dequantize(t->data, t->shape[0], copy);
+    list[m->n_converted++] = copy;
+    *field = copy;
+    return GPT_OK;
+}
+
+static int bind_one(struct gpt_model *m, const struct binding *b, int layer, void *fields) {
+    char name[128];
+    snprintf(name, sizeof name, b->name, layer);
+    const struct gpt_tensor *t = gguf_find_tensor(m->file, name);
+    if (!t && b->optional) return GPT_OK;
+    if (!t) return error_set(GPT_EFORMAT, "%s: has no tensor %s; it is incomplete, convert it again", gguf_path(m->file), name);
+    if (t->shape[0] != b->n_in || t->shape[1] != b->n_out || t->shape[2] != 1 || t->shape[3] != 1)
+        return error_set(GPT_EFORMAT, "%s: tensor %s has shape (%lld, %lld); expected (%lld, %lld); the file is damaged",
+                         gguf_path(m->file), name, (long long)t->shape[1], (long long)t->shape[0], (long long)b->n_out, (long long)b->n_in);
+    void *field = (char *)fields + b->offset;
+    if (b->kind == BIND_VECTOR) return bind_vector(m, t, field);
+    const struct quant *q = quant_find((uint32_t)t->type);
+    *(struct weight *)field = (struct weight){q, t->data, quant_row_bytes(q, b->n_in), b->n_in, b->n_out};
+    return GPT_OK;
+}
+
+int model_bind(struct gpt_model *m, const struct binding *table, int n, int layer, void *fields) {
+    int rc = GPT_OK;
+    for (int i = 0; i < n && !rc; i++) rc = bind_one(m, &table[i], layer, fields);
+    return rc;
+}
+
+/* ---- the buffers of a step ---- */
+
+static int work_init(struct work *w, const struct hparams *h, int n_workers) {
+    int64_t act = (int64_t)act_q8_bytes(round_up(w->n_in_max, 32)), p = round_up(h->n_ctx, KV_TILE);
+    int64_t parts[] = {
+        MODEL_BATCH * (int64_t)h->n_embd * 4, MODEL_BATCH * w->n_wide * 4, MODEL_BATCH * (int64_t)h->n_embd * 4,
+        MODEL_BATCH * w->n_in_max * 4, MODEL_BATCH * act, 0,
+    };
+    void *fields[] = {&w->x, &w->wide, &w->mixed, &w->in, &w->act, &w->own};
+    w->own_bytes = (size_t)(round_up(MODEL_FEW * w->n_in_max * 4, 128) + round_up(MODEL_FEW * act, 128) + round_up(p * 4, 128));
+    parts[5] = (int64_t)w->own_bytes * n_workers;
+    for (size_t i = 0; i < countof(parts); i++) w->bytes += (size_t)round_up(parts[i], 128);
+    w->pages = os_pages(w->bytes);
+    if (!w->pages) return error_set(GPT_ENOMEM, "no memory for %zu bytes of buffers", w->bytes);
+    char *at = w->pages;
+    for (size_t i = 0; i < countof(parts); i++) {
+        memcpy(fields[i], &at, sizeof at);
+        at += round_up(parts[i], 128);
+    }
+    return GPT_OK;
+}
+
+/* ---- opening ---- */
+
+static int find_arch(struct gpt_model *m) {
+    const char *text;
+    int64_t length;
+    if (gguf_n_tensors(m->file) == 0)
+        return error_set(GPT_EUNSUPPORTED, "%s: holds no tensors, only keys (a vocabulary?); expected a model", gguf_path(m->file));
+    int rc = gguf_string(m->file, "general.architecture", &text, &length);
+    if (rc) return rc;
+    for (int i = 0; i < n_archs; i++)
+        if ((int64_t)strlen(archs[i]->name) == length && memcmp(archs[i]->name, text, (size_t)length) == 0) m->arch = archs[i];
+    if (!m->arch)
+        return error_set(GPT_EUNSUPPORTED, "%s: its architecture is %.*s, which is not supported yet; supported: %s",
+                         gguf_path(m->file), (int)i64_min(length, 64), text, archs[0]->name);
+    return GPT_OK;
+}
+
+struct gpt_model *model_open(const char *path, int n_threads) {
+    struct gpt_model *m = calloc(1, sizeof *m);
+    if (!m) {
+        error_set(GPT_ENOMEM, "%s: no memory to open it", path);
+        return NULL;
+    }
+    int isa = kernels_choose();
+    if (isa < 0) goto fail;
+    kernels_init(&m->k, isa);
+    m->file = gguf_open(path);
+    if (!m->file || find_arch(m) || m->arch->load(m)) goto fail;
+    for (int64_t i = 0; i < gguf_n_tensors(m->file); i++) {
+        const struct gpt_tensor *t = gguf_tensor(m->file, i);
+        m->n_params += t->shape[0] * t->shape[1] * t->shape[2] * t->shape[3];
+    }
+    m->pool = pool_new(n_threads > 0 ? n_threads : (int)i64_min(os_cpu_count(), POOL_MAX));
+    if (!m->pool || work_init(&m->work, &m->h, pool_size(m->pool))) goto fail;
+    return m;
+fail:
+    model_close(m);
+    return NULL;
+}
+
+void model_close(struct gpt_model *m) {
+    if (!m) return;
+    pool_free(m->pool);
+    os_pages_free(m->work.pages, m->work.bytes);
+    for (int i = 0; i < m->n_converted; i++) free(m->converted[i]);
+    free(m->converted);
+    free(m->layers);
+    gguf_close(m->file);
+    free(m);
+}

@@ -1,0 +1,89 @@
+/* model.h: a file turned into something that can be evaluated: hyperparameters, bound weights, and the table of architectures.
+ *
+ * Weights stay where they lie in the mapped file. A model does not change after it was opened; the buffers in `work` belong to
+ * whoever holds the pool's lock, one step at a time.
+ */
+#ifndef PYGPT_MODEL_H
+#define PYGPT_MODEL_H
+
+#include "base/pool.h"
+#include "kernels/kernels.h"
+#include "pygpt.h"
+#include "quant/quant.h"
+
+struct step;
+struct worker;
+
+struct hparams {
+    int n_vocab, n_ctx, n_layer, n_head, n_head_kv, n_embd, n_ff, head_dim;
+    float norm_eps;
+};
+
+struct weight {              /* a matrix (n_out, n_in): y = w x */
+    const struct quant *type;
+    const void *data;
+    size_t stride;           /* bytes from row to row */
+    int64_t n_in, n_out;
+};
+
+/* How a tensor of the file becomes a field of an architecture's own structure. */
+enum binding_kind { BIND_WEIGHT, BIND_VECTOR };
+struct binding {
+    const char *name;        /* in the file; with %d for the layer */
+    enum binding_kind kind;  /* struct weight, or const float * */
+    size_t offset;           /* of the field */
+    int64_t n_in, n_out;     /* n_out is 1 for vectors */
+    int optional;            /* absent: the field stays NULL */
+};
+
+/* One row per architecture. */
+struct arch {
+    const char *name;        /* general.architecture */
+    int (*load)(struct gpt_model *m);                /* reads the keys, binds the tensors, sets m->work sizes */
+    void (*forward)(struct worker *w);               /* one step, run by every worker at once */
+};
+extern const struct arch *const archs[];
+extern const int n_archs;
+extern const struct arch arch_gpt2;
+
+enum {
+    MODEL_BATCH = 128,       /* rows that one step evaluates at most */
+    MODEL_FEW = 2            /* up to this many vectors, every worker prepares a projection's input for itself */
+};
+
+/* Buffers of one step; sizes in floats per row where not said otherwise. */
+struct work {
+    float *x;                /* (MODEL_BATCH, n_embd) the residual stream */
+    float *wide;             /* (MODEL_BATCH, n_wide) what projections write before it is used: q, k, v or the feed-forward's middle */
+    float *mixed;            /* (MODEL_BATCH, n_embd) what attention gives; what projections into the residual stream write */
+    float *in;               /* (MODEL_BATCH, n_in_max) shared input of a projection */
+    char *act;               /* (MODEL_BATCH, act_q8_bytes(n_in_max)) the same, quantized */
+    char *own;               /* (workers, own_bytes) per worker: MODEL_FEW private inputs, and the probabilities of attention */
+    int64_t n_wide, n_in_max;
+    size_t own_bytes, bytes;
+    void *pages;
+};
+
+struct gpt_model {
+    gpt_file *file;
+    const struct arch *arch;
+    struct hparams h;
+    struct kernels k;
+    struct pool *pool;
+    struct work work;
+    void *layers;            /* the architecture's own structures */
+    float **converted;       /* vectors that were not f32 in the file */
+    int n_converted;
+    int64_t n_params;
+    int64_t step_bytes;      /* weights that a step reads */
+};
+
+struct gpt_model *model_open(const char *path, int n_threads);
+void model_close(struct gpt_model *m);
+
+/* For architectures: each gives 0 or a GPT_E... code with a sentence. */
+int model_key_int(const struct gpt_model *m, const char *suffix, int64_t min, int64_t max, int *value);   /* "<arch>.<suffix>" */
+int model_key_float(const struct gpt_model *m, const char *suffix, float *value);
+int model_bind(struct gpt_model *m, const struct binding *table, int n, int layer, void *fields);
+
+#endif
