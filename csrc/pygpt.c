@@ -12,6 +12,7 @@
 #include "model/session.h"
 
 const char *gpt_last_error(void) { return error_last(); }
+int gpt_last_code(void) { return error_code(); }
 
 /* ---- the machine ---- */
 

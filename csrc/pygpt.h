@@ -29,6 +29,7 @@ enum {
 };
 
 const char *gpt_last_error(void);
+int gpt_last_code(void);     /* the code that came with the sentence: what a constructor's NULL stands for */
 
 /* ---- the machine -------------------------------------------------------------------------------------------------- */
 

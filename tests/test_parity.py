@@ -7,9 +7,10 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="PyTorch is the oracle here: pip install torch==2.13.0")
 
-import pygpt  # noqa: E402
 from pygpt.convert import convert_checkpoint  # noqa: E402
 from reference.gpt import Config, checkpoint, random_gpt  # noqa: E402
+
+import pygpt  # noqa: E402
 
 SHAPES = {
     "plain": Config(),
@@ -24,7 +25,7 @@ SHAPES = {
     "context beyond one batch": Config(block_size=300),
     "deep": Config(n_layer=7, n_embd=32),
 }
-# Largest difference in logits whose spread is about 4. What quantization itself costs is measured in test_quantized_is_close.
+# Largest difference in logits whose spread is about 4.
 F32 = 2e-3
 
 
@@ -35,7 +36,9 @@ def converted(tmp_path, config: Config, type: str = "f32", seed: int = 0):
     text = "".join(chr(0x100 + i) for i in range(config.vocab_size))
     (tmp_path / "text.txt").write_text(text, encoding="utf-8")
     out = tmp_path / f"{type}.gguf"
-    convert_checkpoint(tmp_path / "ckpt.pt", out, type=type, text=tmp_path / "text.txt", gelu=config.gelu.removeprefix("gelu_"))
+    convert_checkpoint(
+        tmp_path / "ckpt.pt", out, type=type, text=tmp_path / "text.txt", gelu=config.gelu.removeprefix("gelu_")
+    )
     return model, out
 
 

@@ -4,12 +4,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
-import pygpt
 from pygpt.convert import convert_checkpoint
 
+import pygpt
+
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "nanogpt-shakespeare"
-pytestmark = pytest.mark.skipif(not DATA.exists(), reason=f"needs the trained checkpoint in {DATA.parent.name}/{DATA.name} beside the checkout")
+pytestmark = pytest.mark.skipif(
+    not DATA.exists(), reason=f"needs the trained checkpoint in {DATA.parent.name}/{DATA.name} beside the checkout"
+)
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""The core evaluates rows (token, sequence, position): prompts, steps and batches are different sets of them, with equal results.
+"""The core evaluates rows (token, sequence, position): prompts, steps and batches are sets of them.
 
 These speak to the C interface itself, where Python's Session offers only one sequence.
 """

@@ -4,11 +4,11 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from pygpt._lib import GeneratorHandle, ModelHandle, SessionHandle, ids_array
-from pygpt.model import Sampling
+from reference.sampler import philox, probabilities, uniform
 
 import pygpt
-from reference.sampler import philox, probabilities, uniform
+from pygpt._lib import GeneratorHandle, ModelHandle, SessionHandle, ids_array
+from pygpt.model import Sampling
 
 PROMPT = [3, 1, 4, 1, 5]
 CASES = {
@@ -21,7 +21,14 @@ CASES = {
     "repetition": {"repeat_penalty": 1.8},
     "repetition in a window of 2": {"repeat_penalty": 3.0, "repeat_window": 2},
     "banned": {"banned": [7, 8, 9, 10, 11]},
-    "all together": {"temperature": 1.4, "top_k": 20, "top_p": 0.9, "min_p": 0.02, "repeat_penalty": 1.2, "banned": [0]},
+    "all together": {
+        "temperature": 1.4,
+        "top_k": 20,
+        "top_p": 0.9,
+        "min_p": 0.02,
+        "repeat_penalty": 1.2,
+        "banned": [0],
+    },
 }
 
 

@@ -4,10 +4,11 @@
     python examples/shakespeare/train.py                # about an hour on two CPU cores
     pygpt convert examples/shakespeare/out/ckpt.pt && pygpt generate "ROMEO:" -m examples/shakespeare/out/ckpt.gguf
 
-One file, read from top to bottom: the data, the model, the optimizer, the loop. Beside OUT/ckpt.pt it writes meta.pkl, the
-vocabulary, and prints a line per evaluation. Parameter names and the dictionary that is saved follow nanoGPT's layout, so
-nanoGPT's tools read the checkpoint too. B, T, C are batch size, sequence length and width; H is the number of heads.
+One file, read from top to bottom: the data, the model, the optimizer, the loop. Beside OUT/ckpt.pt it writes meta.pkl,
+the vocabulary, and prints a line per evaluation. Parameter names and the dictionary that is saved follow nanoGPT's
+layout, so nanoGPT's tools read the checkpoint too. B, T, C are batch size, sequence length and width; H is the number of heads.
 """
+
 import argparse
 import copy
 import math
@@ -25,8 +26,9 @@ HERE = Path(__file__).resolve().parent
 
 # ---------------------------------------------------------------- the data
 
+
 class Text:
-    """A text as one long tensor of character ids: the first nine tenths to learn from, the last tenth to be judged by."""
+    """A text as one long tensor of character ids: nine tenths to learn from, the last to be judged by."""
 
     def __init__(self, path: Path):
         text = path.read_text(encoding="utf-8")
@@ -39,14 +41,14 @@ class Text:
     def random_batch(self, B: int, T: int) -> tuple[torch.Tensor, torch.Tensor]:
         """B random windows, and the same windows one character later: what the model should have said."""
         starts = torch.randint(len(self.train) - T, (B,))
-        x = torch.stack([self.train[s:s + T] for s in starts])
-        y = torch.stack([self.train[s + 1:s + 1 + T] for s in starts])
+        x = torch.stack([self.train[s : s + T] for s in starts])
+        y = torch.stack([self.train[s + 1 : s + 1 + T] for s in starts])
         return x, y
 
     def val_windows(self, T: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Every window of the held-out text, side by side and without overlap."""
         n = (len(self.val) - 1) // T
-        return self.val[:n * T].view(n, T), self.val[1:n * T + 1].view(n, T)
+        return self.val[: n * T].view(n, T), self.val[1 : n * T + 1].view(n, T)
 
     def save_meta(self, path: Path) -> None:
         meta = {"vocab_size": len(self.characters), "itos": dict(enumerate(self.characters)), "stoi": self.ids}
@@ -54,6 +56,7 @@ class Text:
 
 
 # ---------------------------------------------------------------- the model
+
 
 @dataclass
 class Config:
@@ -89,8 +92,10 @@ class Attention(nn.Module):
 
     def forward(self, x):
         B, T, C = x.shape
-        q, k, v = (part.view(B, T, self.n_head, C // self.n_head).transpose(1, 2)      # (B, H, T, C/H)
-                   for part in self.c_attn(x).chunk(3, dim=-1))
+        q, k, v = (
+            part.view(B, T, self.n_head, C // self.n_head).transpose(1, 2)  # (B, H, T, C/H)
+            for part in self.c_attn(x).chunk(3, dim=-1)
+        )
         y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         return self.dropout(self.c_proj(y.transpose(1, 2).reshape(B, T, C)))
 
@@ -120,24 +125,26 @@ class Block(nn.Module):
 class GPT(nn.Module):
     def __init__(self, c: Config):
         super().__init__()
-        self.transformer = nn.ModuleDict({
-            "wte": nn.Embedding(c.vocab_size, c.n_embd),
-            "wpe": nn.Embedding(c.block_size, c.n_embd),
-            "drop": nn.Dropout(c.dropout),
-            "h": nn.ModuleList(Block(c) for _ in range(c.n_layer)),
-            "ln_f": LayerNorm(c.n_embd, c.bias),
-        })
+        self.transformer = nn.ModuleDict(
+            {
+                "wte": nn.Embedding(c.vocab_size, c.n_embd),
+                "wpe": nn.Embedding(c.block_size, c.n_embd),
+                "drop": nn.Dropout(c.dropout),
+                "h": nn.ModuleList(Block(c) for _ in range(c.n_layer)),
+                "ln_f": LayerNorm(c.n_embd, c.bias),
+            }
+        )
         self.lm_head = nn.Linear(c.n_embd, c.vocab_size, bias=False)
-        self.lm_head.weight = self.transformer.wte.weight          # what reads a character also writes it
+        self.lm_head.weight = self.transformer.wte.weight  # what reads a character also writes it
         for name, p in self.named_parameters():
-            if p.dim() == 2:                                       # the two that write into the residual start smaller
+            if p.dim() == 2:  # the two that write into the residual start smaller
                 depth = 2 * c.n_layer if name.endswith("c_proj.weight") else 1
                 nn.init.normal_(p, std=0.02 / math.sqrt(depth))
 
     def forward(self, ids):
         """ids (B, T) -> logits (B, T, vocab_size)."""
         t = self.transformer
-        x = t.drop(t.wte(ids) + t.wpe.weight[:ids.shape[1]])
+        x = t.drop(t.wte(ids) + t.wpe.weight[: ids.shape[1]])
         for block in t.h:
             x = block(x)
         return self.lm_head(t.ln_f(x))
@@ -145,16 +152,19 @@ class GPT(nn.Module):
 
 # ---------------------------------------------------------------- the optimizer
 
+
 def optimizers(model: GPT, lr: float, weight_decay: float) -> list[torch.optim.Optimizer]:
     """Muon for the matrices inside the blocks, AdamW for embeddings and norms.
 
-    Muon takes equally long steps in every direction that a matrix can move in; it needs about half of the steps of AdamW.
+    Muon takes equally long steps in every direction that a matrix can move in; it needs about half of AdamW's steps.
     """
     matrices = [p for p in model.transformer.h.parameters() if p.dim() == 2]
     inside = {id(p) for p in matrices}
     others = [p for p in model.parameters() if id(p) not in inside]
-    return [torch.optim.Muon(matrices, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"),
-            torch.optim.AdamW(others, lr=lr, betas=(0.9, 0.99), weight_decay=0.0)]
+    return [
+        torch.optim.Muon(matrices, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(others, lr=lr, betas=(0.9, 0.99), weight_decay=0.0),
+    ]
 
 
 def schedule(step: int, steps: int) -> float:
@@ -164,13 +174,16 @@ def schedule(step: int, steps: int) -> float:
 
 # ---------------------------------------------------------------- the loop
 
+
 @torch.no_grad()
 def val_loss(model: GPT, text: Text, T: int) -> float:
     """Nats per character on the whole held-out text, in windows of T."""
     model.eval()
     x, y = text.val_windows(T)
-    total = sum(F.cross_entropy(model(a).flatten(0, 1), b.flatten(), reduction="sum").item()
-                for a, b in zip(x.split(32), y.split(32)))
+    total = sum(
+        F.cross_entropy(model(a).flatten(0, 1), b.flatten(), reduction="sum").item()
+        for a, b in zip(x.split(32), y.split(32), strict=True)
+    )
     model.train()
     return total / y.numel()
 
@@ -179,8 +192,16 @@ def save(path: Path, model: GPT, config: Config, args: argparse.Namespace, step:
     """Weights in half precision and the few facts that describe them; the optimizer's state is left out."""
     weights = {k: v.half() for k, v in model.state_dict().items() if k != "lm_head.weight"}
     weights["lm_head.weight"] = weights["transformer.wte.weight"]
-    torch.save({"model": weights, "model_args": asdict(config), "iter_num": step, "best_val_loss": loss,
-                "config": {k: v if isinstance(v, (int, float)) else str(v) for k, v in vars(args).items()}}, path)
+    torch.save(
+        {
+            "model": weights,
+            "model_args": asdict(config),
+            "iter_num": step,
+            "best_val_loss": loss,
+            "config": {k: v if isinstance(v, (int, float)) else str(v) for k, v in vars(args).items()},
+        },
+        path,
+    )
 
 
 def main() -> None:
@@ -201,8 +222,11 @@ def main() -> None:
     model = GPT(config)
     average = copy.deepcopy(model)
     opts = optimizers(model, args.lr, args.weight_decay)
-    print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(text.train):,} characters to learn from, "
-          f"torch {torch.__version__}, {torch.get_num_threads()} threads", flush=True)
+    print(
+        f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(text.train):,} characters to learn from, "
+        f"torch {torch.__version__}, {torch.get_num_threads()} threads",
+        flush=True,
+    )
 
     args.out.mkdir(parents=True, exist_ok=True)
     text.save_meta(args.out / "meta.pkl")
@@ -224,7 +248,7 @@ def main() -> None:
             opt.step()
             opt.zero_grad(set_to_none=True)
         with torch.no_grad():
-            for mean, p in zip(average.parameters(), model.parameters()):
+            for mean, p in zip(average.parameters(), model.parameters(), strict=True):
                 mean.lerp_(p, 1 - min(args.average, step / (step + 10)))
 
 

@@ -1,6 +1,6 @@
 """The slow twin of the gpt2 architecture, in PyTorch, line by line as its paper and nanoGPT's forward pass have it.
 
-No cache, no quantization, no cleverness: every test of the engine's numbers compares with this, and the bench races it.
+No cache, no quantization, no cleverness: the engine's numbers are tested against this, the bench races it.
 Parameters carry nanoGPT's names, so state_dict() is what nanoGPT would have saved. B, T, C, H: batch, time, width, heads.
 """
 
@@ -127,8 +127,8 @@ class GPT(nn.Module):
 
 
 def random_gpt(c: Config, seed: int = 0, attention: type[Attention] = Attention) -> GPT:
-    """A GPT whose every part matters: norms that are not 1, biases that are not 0, positions as large as tokens, scores that
-    spread, so that leaving any of them out moves the logits."""
+    """A GPT whose every part matters: norms that are not 1, biases that are not 0, positions as large as tokens, scores
+    that spread, so that leaving any of them out moves the logits."""
     torch.manual_seed(seed)
     model = GPT(c, attention)
     with torch.no_grad():

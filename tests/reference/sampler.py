@@ -1,4 +1,4 @@
-"""The slow twin of the sampler: the order of steps that csrc/pygpt.h promises, in numpy, and Philox in Python's integers."""
+"""The slow twin of the sampler: the order of steps that csrc/pygpt.h promises, in numpy and Python's integers."""
 
 from __future__ import annotations
 
