@@ -8,6 +8,12 @@ import pytest
 from pygpt._core import ffi, lib
 
 
+@pytest.fixture
+def tiny_model(random_model):
+    """65 tokens, a context of 32."""
+    return random_model("".join(chr(0x100 + i) for i in range(65)), n_ctx=32, type="q8_0")
+
+
 class Core:
     """A model and a session of several sequences, by the C interface."""
 

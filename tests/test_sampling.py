@@ -4,6 +4,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from conftest import character_keys, gpt2_keys, gpt2_tensors, write_gguf
 from reference.sampler import philox, probabilities, uniform
 
 import pygpt
@@ -30,6 +31,19 @@ CASES = {
         "banned": [0],
     },
 }
+
+
+@pytest.fixture
+def tiny_model(random_model):
+    """65 tokens, a context of 64."""
+    return random_model("".join(chr(0x100 + i) for i in range(65)), n_ctx=64, type="f32")
+
+
+@pytest.fixture
+def tied_model(tmp_path):
+    """All weights are zero, so all ids are equally likely."""
+    keys = gpt2_keys(32, 64, 1) | character_keys([chr(0x100 + i) for i in range(65)])
+    return write_gguf(tmp_path / "tied.gguf", gpt2_tensors(65, 32, 64, 1, None), keys)
 
 
 def first_ids(path, n: int, seed: int = 5, **settings) -> list[int]:
