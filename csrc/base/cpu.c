@@ -4,8 +4,13 @@
 
 #include <cpuid.h>
 
-/* AVX-VNNI is newer than the names that gcc 12's __builtin_cpu_supports knows: leaf 7, subleaf 1, EAX bit 4. The registers it
- * uses are AVX2's, so AVX2 being usable covers the operating system's part. */
+/* Two that not every compiler's __builtin_cpu_supports knows by name. They use AVX2's registers, so AVX2 being usable covers the
+ * operating system's part. F16C: leaf 1, ECX bit 29. AVX-VNNI: leaf 7, subleaf 1, EAX bit 4. */
+static int has_f16c(void) {
+    unsigned a, b, c, d;
+    return __get_cpuid(1, &a, &b, &c, &d) && (c >> 29 & 1);
+}
+
 static int has_avxvnni(void) {
     unsigned a, b, c, d;
     return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 4 & 1);
@@ -14,7 +19,7 @@ static int has_avxvnni(void) {
 unsigned cpu_features(void) {
     unsigned features = 0;
     __builtin_cpu_init();
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")) {
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c()) {
         features |= CPU_AVX2;
         if (has_avxvnni()) features |= CPU_AVXVNNI;
     }

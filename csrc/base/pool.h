@@ -5,7 +5,7 @@
  *
  * Workers wait for the next run by spinning for 50 microseconds, so that the steps of a generation follow each other without a
  * system call, and then sleep. Callers from several threads take turns, one run at a time. What fn computes must not depend on n:
- * pool_run may use fewer workers than asked (after a fork when threads cannot be had again).
+ * pool_run uses fewer workers than asked when other processes keep the processors busy, or when a fork has left it without threads.
  */
 #ifndef PYGPT_POOL_H
 #define PYGPT_POOL_H

@@ -1,0 +1,78 @@
+/* kernels.h: the functions that take the time, once per instruction set, and the choice among them.
+ *
+ * A kernel is a pure function: no pool, no model, no allocation, no input or output, and no idea that other threads run it.
+ * Scalar C (kernels_scalar.c) is the truth. Each kernels_<isa>.c overwrites the entries that it does better; names end in the
+ * instruction set: matmul_q8_0_avx2. tests/c/check.c proves every entry of every row against the scalar one.
+ *
+ * Float sums run in 16 fixed lanes, lane j taking elements j, j + 16, j + 32, ..., so one instruction set gives one result for
+ * any number of threads. Results of different instruction sets differ within 2 * n * FLT_EPSILON * sum|w * x|.
+ */
+#ifndef PYGPT_KERNELS_H
+#define PYGPT_KERNELS_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "quant/quant.h"
+
+/* y[t][r] = sum over k of w[r][k] * a[t][k] */
+struct matmul {
+    const struct quant *type;            /* of w */
+    const void *w;  size_t w_stride;     /* (n_out, n_in) weights as they lie in the file; bytes from row to row */
+    const void *a;  size_t a_stride;     /* (n_tok, n_in) in the form type->act; bytes from vector to vector, 64-byte aligned */
+    float *y;       size_t y_stride;     /* (n_tok, n_out); floats from vector to vector */
+    int64_t n_in;                        /* a multiple of type->block */
+    int n_out, n_tok;
+};
+typedef void matmul_fn(const struct matmul *m);
+
+enum { KV_TILE = 16 };                   /* positions per tile of keys */
+
+/* One query of one head over the first n positions of a sequence:
+ *     p = softmax(scale * q . k[0..n)),  out = sum over i of p[i] * v[i] */
+struct attention {
+    const float *q;                      /* (head_dim) */
+    const float *k;                      /* (n / KV_TILE rounded up, head_dim, KV_TILE): tiles of positions side by side */
+    const float *v;                      /* (n, v_stride), rows padded with zeros to v_stride, a multiple of 16 */
+    float *p;                            /* (n rounded up to KV_TILE) scratch; holds the probabilities afterwards */
+    float *out;                          /* (head_dim) */
+    float scale;
+    int n, head_dim, v_stride;
+};
+
+struct kernels {
+    matmul_fn *matmul[QUANT_ID_MAX];                                                  /* by quant.id; never NULL for a known type */
+    void (*act_q8)(const float *x, int64_t n, void *act);                             /* as act_q8_quantize, same bytes */
+    /* y = (x - mean) / sqrt(variance + eps) * w + b over n values; b may be NULL; y may be x */
+    void (*layer_norm)(const float *x, const float *w, const float *b, float eps, int64_t n, float *y);
+    void (*gelu_erf)(float *x, int64_t n);                                            /* x * (1 + erf(x / sqrt 2)) / 2 */
+    void (*gelu_tanh)(float *x, int64_t n);                                           /* the tanh approximation of it */
+    void (*attention)(const struct attention *a);
+    int64_t (*mac_peak)(int64_t n);      /* makes about n int8 multiply-adds in registers, the fastest way there is; returns how many */
+};
+
+/* One row per instruction set, slowest first. A table of kernels is made by the init of the row's base, then its own. */
+struct isa {
+    const char *name;
+    unsigned needs;                      /* CPU_... clusters */
+    int base;                            /* the row that this one overwrites; -1 for scalar */
+    void (*init)(struct kernels *k);
+};
+extern const struct isa isas[];
+extern const int n_isas;
+
+int isa_available(int i);                /* 1 if this processor can run row i */
+/* Fills a table for row i of isas[], whether the processor has it or not. */
+void kernels_init(struct kernels *k, int i);
+/* The row to use: the last one that the processor can run, or the one that PYGPT_ISA names. Negative GPT_E... on error. */
+int kernels_choose(void);
+
+void kernels_init_scalar(struct kernels *k);
+void kernels_init_avx2(struct kernels *k);
+void kernels_init_avxvnni(struct kernels *k);
+void kernels_init_avx512ymm(struct kernels *k);
+void kernels_init_avx512vnni(struct kernels *k);
+void kernels_init_dotprod(struct kernels *k);
+void kernels_init_i8mm(struct kernels *k);
+
+#endif

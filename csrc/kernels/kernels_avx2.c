@@ -1,0 +1,106 @@
+/* AVX2 with FMA and F16C: Haswell, Zen. The base of all x86 rows: they keep what they cannot do better. */
+#if defined(__x86_64__)
+#include <immintrin.h>
+
+#include "kernels/kernels.h"
+
+#define TARGET __attribute__((target("avx2,fma,f16c")))
+#define ISA(op) op##_avx2
+#define VECTOR_BYTES 32
+
+/* ---- integers ---- */
+
+/* VPMADDUBSW adds pairs of products in 16 bits, which an unsigned 8-bit weight would overflow. So the weight gives its sign to the
+ * activation: |w| <= 128, |a| <= 127, 2 * 128 * 127 < 32768. */
+enum { Q8_ZERO = 0 };
+TARGET static inline __m256i dot4(__m256i sum, __m256i w, __m256i a) {
+    __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(a, w));
+    return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+}
+
+#include "kernels/panels8.inc"
+
+/* ---- activations ---- */
+
+TARGET static inline float max8(__m256 v) {
+    __m128 half = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    half = _mm_max_ps(half, _mm_movehl_ps(half, half));
+    return _mm_cvtss_f32(_mm_max_ss(half, _mm_movehdup_ps(half)));
+}
+
+/* One block of 32: q, and its sum as a result. Numbers that fit no int8 (they come of NaN and infinity) are cut to their low
+ * byte, as in scalar C. */
+TARGET static inline int32_t quantize_block(const float *x, float scale, int8_t *q) {
+    __m256i part[4];
+    for (int i = 0; i < 4; i++) {
+        __m256 scaled = _mm256_mul_ps(_mm256_loadu_ps(x + 8 * i), _mm256_set1_ps(scale));
+        part[i] = _mm256_and_si256(_mm256_cvtps_epi32(scaled), _mm256_set1_epi32(255));
+    }
+    __m256i bytes = _mm256_packus_epi16(_mm256_packus_epi32(part[0], part[1]), _mm256_packus_epi32(part[2], part[3]));
+    bytes = _mm256_permutevar8x32_epi32(bytes, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));    /* packing works in halves */
+    _mm256_store_si256((__m256i *)q, bytes);
+    __m256i sum = dot4(_mm256_setzero_si256(), _mm256_set1_epi8(1), bytes);
+    __m128i half = _mm_add_epi32(_mm256_castsi256_si128(sum), _mm256_extracti128_si256(sum, 1));
+    half = _mm_add_epi32(half, _mm_unpackhi_epi64(half, half));
+    return _mm_cvtsi128_si32(half) + _mm_extract_epi32(half, 1);
+}
+
+TARGET static void act_q8_avx2(const float *x, int64_t n, void *act) {
+    int8_t *q = act;
+    float *d = (float *)(q + act_q8_d(n));
+    int32_t *sum = (int32_t *)(q + act_q8_sum(n));
+    const __m256 magnitude = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fffffff));
+    for (int64_t b = 0; b < n / 32; b++, x += 32) {
+        __m256 max = _mm256_setzero_ps();
+        for (int i = 0; i < 4; i++)      /* of a NaN and a number, VMAXPS gives its second operand: NaNs are passed over */
+            max = _mm256_max_ps(_mm256_and_ps(_mm256_loadu_ps(x + 8 * i), magnitude), max);
+        float m = max8(max);
+        d[b] = m / 127.0f;
+        sum[b] = quantize_block(x, m > 0 ? 127.0f / m : 0, q + b * 32);
+    }
+}
+
+/* ---- floats ---- */
+
+enum { FEW_ROWS = 4, MANY_ROWS = 2, MANY_TOKENS = 3, PARTS = 2 };
+typedef __m256 part;
+
+TARGET static inline part part_zero(void) { return _mm256_setzero_ps(); }
+TARGET static inline part part_fma(part a, part b, part c) { return _mm256_fmadd_ps(a, b, c); }
+TARGET static inline float part_total(const part *sum) {
+    __m256 eight = _mm256_add_ps(sum[0], sum[1]);
+    __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+    __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+}
+TARGET static inline part part_f32(const char *p) { return _mm256_loadu_ps((const float *)p); }
+TARGET static inline part part_f16(const char *p) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p)); }
+TARGET static inline part part_bf16(const char *p) {
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p)), 16));
+}
+
+#include "kernels/floats.inc"
+#include "kernels/lanes.inc"
+
+/* Without the signs that dot4 moves about. */
+TARGET static inline ints ints_peak(ints sum, ints w, ints a) {
+    return _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(w, a), _mm256_set1_epi16(1)));
+}
+#define REGISTER "x"
+#include "kernels/peak.inc"
+
+void kernels_init_avx2(struct kernels *k) {
+    k->matmul[quant_f32.id] = matmul_f32_avx2;
+    k->matmul[quant_f16.id] = matmul_f16_avx2;
+    k->matmul[quant_bf16.id] = matmul_bf16_avx2;
+    k->matmul[quant_q8_0.id] = matmul_q8_0_avx2;
+    k->matmul[quant_q4_0.id] = matmul_q4_0_avx2;
+    k->act_q8 = act_q8_avx2;
+    k->layer_norm = layer_norm_avx2;
+    k->gelu_erf = gelu_erf_avx2;
+    k->gelu_tanh = gelu_tanh_avx2;
+    k->attention = attention_avx2;
+    k->mac_peak = mac_peak_avx2;
+}
+
+#endif

@@ -1,0 +1,211 @@
+/* NEON with SDOT: Cortex-A76, Neoverse N1, Apple M1. */
+#if defined(__aarch64__)
+#include <arm_neon.h>
+
+#include "kernels/kernels.h"
+
+#define TARGET __attribute__((target("arch=armv8.2-a+dotprod")))
+#define ISA(op) op##_dotprod
+
+#include "kernels/lanes.inc"
+
+/* ---- q8_0 and q4_0: neon.inc; many tokens by SDOT with a lane, four rows times four weights of one token ---- */
+
+enum { TOKENS = 8, MANY = 3 };
+
+#include "kernels/neon.inc"
+
+/* 4 x 4 dwords: out[k] = | dword k of v[0] | of v[1] | of v[2] | of v[3] | */
+TARGET static inline void transpose(const int8x16_t *v, int8x16_t *out) {
+    int32x4_t a = vreinterpretq_s32_s8(v[0]), b = vreinterpretq_s32_s8(v[1]);
+    int32x4_t c = vreinterpretq_s32_s8(v[2]), d = vreinterpretq_s32_s8(v[3]);
+    int64x2_t ab_even = vreinterpretq_s64_s32(vtrn1q_s32(a, b)), ab_odd = vreinterpretq_s64_s32(vtrn2q_s32(a, b));
+    int64x2_t cd_even = vreinterpretq_s64_s32(vtrn1q_s32(c, d)), cd_odd = vreinterpretq_s64_s32(vtrn2q_s32(c, d));
+    out[0] = vreinterpretq_s8_s64(vtrn1q_s64(ab_even, cd_even));
+    out[1] = vreinterpretq_s8_s64(vtrn1q_s64(ab_odd, cd_odd));
+    out[2] = vreinterpretq_s8_s64(vtrn2q_s64(ab_even, cd_even));
+    out[3] = vreinterpretq_s8_s64(vtrn2q_s64(ab_odd, cd_odd));
+}
+
+/* q[k] = weights 4k .. 4k + 3 of the four rows */
+TARGET static inline void panel_pack(const struct block4 *b, struct panel *p) {
+    transpose(b->low, p->q);
+    transpose(b->high, p->q + 4);
+    p->d = b->d;
+}
+
+/* n is a constant where this is inlined, so that s and total are registers. */
+TARGET static inline __attribute__((always_inline)) void
+tile_n(const struct matmul *m, const struct panel *p, int64_t begin, int64_t end, int r, int n_rows, int t, const int n) {
+    float *y = m->y + (size_t)t * m->y_stride + r;
+    const int8_t *q = act_q(m, t) + begin * 32;
+    const char *d = (const char *)(act_d(m, t) + begin);
+    float32x4_t total[TOKENS];
+    for (int i = 0; i < n; i++) total[i] = begin ? load_rows(y + (size_t)i * m->y_stride, n_rows) : vdupq_n_f32(0);
+    for (int64_t b = begin; b < end; b++, p++, q += 32, d += sizeof(float)) {
+        int32x4_t s[TOKENS];
+        for (int i = 0; i < n; i++) s[i] = vdupq_n_s32(0);
+        for (int half = 0; half < 2; half++) {
+            const int8x16_t *w = p->q + 4 * half;
+            int8x16_t a[TOKENS];
+            for (int i = 0; i < n; i++) a[i] = vld1q_s8(q + (size_t)i * m->a_stride + 16 * half);
+            for (int i = 0; i < n; i++) s[i] = vdotq_laneq_s32(s[i], w[0], a[i], 0);
+            for (int i = 0; i < n; i++) s[i] = vdotq_laneq_s32(s[i], w[1], a[i], 1);
+            for (int i = 0; i < n; i++) s[i] = vdotq_laneq_s32(s[i], w[2], a[i], 2);
+            for (int i = 0; i < n; i++) s[i] = vdotq_laneq_s32(s[i], w[3], a[i], 3);
+        }
+        for (int i = 0; i < n; i++) {
+            float d_a = *(const float *)(d + (size_t)i * m->a_stride);
+            total[i] = vfmaq_f32(total[i], vcvtq_f32_s32(s[i]), vmulq_n_f32(p->d, d_a));
+        }
+    }
+    for (int i = 0; i < n; i++) store_rows(y + (size_t)i * m->y_stride, n_rows, total[i]);
+}
+
+TARGET static inline void panel_tile(const struct matmul *m, const struct panel *p, int64_t begin, int64_t end, int r,
+                                     int n_rows, int t, int n) {
+    if (n == TOKENS) {
+        tile_n(m, p, begin, end, r, n_rows, t, TOKENS);
+        return;
+    }
+    int i = 0;
+    for (; i + 3 <= n; i += 3) tile_n(m, p, begin, end, r, n_rows, t + i, 3);
+    for (; i < n; i++) tile_n(m, p, begin, end, r, n_rows, t + i, 1);
+}
+
+TARGET static void matmul_q8_0_dotprod(const struct matmul *m) { matmul_blocks(m, load_q8_0); }
+TARGET static void matmul_q4_0_dotprod(const struct matmul *m) { matmul_blocks(m, load_q4_0); }
+
+/* ---- f32, f16, bf16: sums in 16 lanes, two rows times up to three tokens ---- */
+
+enum { FLOAT_ROWS = 2, FLOAT_TOKENS = 3 };
+
+typedef struct { float32x4_t v[4]; } lanes;
+typedef lanes lanes_fn(const uint8_t *p);
+
+TARGET static inline lanes lanes_f32(const uint8_t *p) {
+    lanes l;
+    for (int i = 0; i < 4; i++) l.v[i] = vreinterpretq_f32_u8(vld1q_u8(p + 16 * i));
+    return l;
+}
+
+TARGET static inline lanes lanes_f16(const uint8_t *p) {
+    lanes l;
+    for (int i = 0; i < 4; i++) l.v[i] = vcvt_f32_f16(vreinterpret_f16_u8(vld1_u8(p + 8 * i)));
+    return l;
+}
+
+TARGET static inline lanes lanes_bf16(const uint8_t *p) {
+    lanes l;
+    for (int i = 0; i < 4; i++) l.v[i] = vreinterpretq_f32_u32(vshll_n_u16(vreinterpret_u16_u8(vld1_u8(p + 8 * i)), 16));
+    return l;
+}
+
+/* The last n < 16 numbers, then zeros. */
+TARGET static inline lanes lanes_tail(lanes_fn *load, const uint8_t *p, size_t bytes) {
+    uint8_t buffer[64] = {0};
+    memcpy(buffer, p, bytes);
+    return load(buffer);
+}
+
+TARGET static inline void lanes_multiply(lanes *sum, const lanes *a, const lanes *b) {
+    for (int i = 0; i < 4; i++) sum->v[i] = vfmaq_f32(sum->v[i], a->v[i], b->v[i]);
+}
+
+TARGET static inline __attribute__((always_inline)) void
+float_tile(const struct matmul *m, lanes_fn *load, size_t size, int r, int t, const int n) {
+    const uint8_t *w[FLOAT_ROWS], *a = (const uint8_t *)m->a + (size_t)t * m->a_stride;
+    lanes sum[FLOAT_ROWS][FLOAT_TOKENS];
+    int n_rows = (int)i64_min(FLOAT_ROWS, m->n_out - r);
+    for (int j = 0; j < FLOAT_ROWS; j++) {
+        w[j] = (const uint8_t *)m->w + (size_t)(r + i64_min(j, n_rows - 1)) * m->w_stride;
+        for (int i = 0; i < n; i++) sum[j][i] = (lanes){{vdupq_n_f32(0), vdupq_n_f32(0), vdupq_n_f32(0), vdupq_n_f32(0)}};
+    }
+    size_t n_in = (size_t)m->n_in, k = 0;
+    for (; k + 16 <= n_in; k += 16) {
+        lanes x[FLOAT_ROWS];
+        for (int j = 0; j < FLOAT_ROWS; j++) x[j] = load(w[j] + k * size);
+        for (int i = 0; i < n; i++) {
+            lanes y = lanes_f32(a + (size_t)i * m->a_stride + k * 4);
+            for (int j = 0; j < FLOAT_ROWS; j++) lanes_multiply(&sum[j][i], &x[j], &y);
+        }
+    }
+    if (k < n_in) {
+        lanes x[FLOAT_ROWS];
+        for (int j = 0; j < FLOAT_ROWS; j++) x[j] = lanes_tail(load, w[j] + k * size, (n_in - k) * size);
+        for (int i = 0; i < n; i++) {
+            lanes y = lanes_tail(lanes_f32, a + (size_t)i * m->a_stride + k * 4, (n_in - k) * 4);
+            for (int j = 0; j < FLOAT_ROWS; j++) lanes_multiply(&sum[j][i], &x[j], &y);
+        }
+    }
+    for (int i = 0; i < n; i++) {
+        for (int j = 0; j < n_rows; j++) {
+            const float32x4_t *v = sum[j][i].v;
+            m->y[(size_t)(t + i) * m->y_stride + (size_t)(r + j)] =
+                vaddvq_f32(vaddq_f32(vaddq_f32(v[0], v[1]), vaddq_f32(v[2], v[3])));
+        }
+    }
+}
+
+TARGET static inline __attribute__((always_inline)) void matmul_floats(const struct matmul *m, lanes_fn *load, size_t size) {
+    for (int r = 0; r < m->n_out; r += FLOAT_ROWS) {
+        int t = 0;
+        for (; t + FLOAT_TOKENS <= m->n_tok; t += FLOAT_TOKENS) float_tile(m, load, size, r, t, FLOAT_TOKENS);
+        for (; t < m->n_tok; t++) float_tile(m, load, size, r, t, 1);
+    }
+}
+
+TARGET static void matmul_f32_dotprod(const struct matmul *m) { matmul_floats(m, lanes_f32, 4); }
+TARGET static void matmul_f16_dotprod(const struct matmul *m) { matmul_floats(m, lanes_f16, 2); }
+TARGET static void matmul_bf16_dotprod(const struct matmul *m) { matmul_floats(m, lanes_bf16, 2); }
+
+/* ---- activations in int8 ---- */
+
+TARGET static void act_q8_dotprod(const float *x, int64_t n, void *act) {
+    int8_t *q = act;
+    float *d = (float *)(q + act_q8_d(n));
+    int32_t *sum = (int32_t *)(q + act_q8_sum(n));
+    for (int64_t b = 0; b < n / 32; b++) {
+        float32x4_t v[8], top = vdupq_n_f32(0);
+        for (int i = 0; i < 8; i++) top = vmaxq_f32(top, vabsq_f32(v[i] = vld1q_f32(x + b * 32 + 4 * i)));
+        float max = vmaxvq_f32(top), scale = max > 0 ? 127.0f / max : 0;
+        int16x8_t s[4];
+        for (int i = 0; i < 4; i++)
+            s[i] = vcombine_s16(vqmovn_s32(vcvtnq_s32_f32(vmulq_n_f32(v[2 * i], scale))),
+                                vqmovn_s32(vcvtnq_s32_f32(vmulq_n_f32(v[2 * i + 1], scale))));
+        vst1q_s8(q + b * 32, vcombine_s8(vqmovn_s16(s[0]), vqmovn_s16(s[1])));
+        vst1q_s8(q + b * 32 + 16, vcombine_s8(vqmovn_s16(s[2]), vqmovn_s16(s[3])));
+        d[b] = max / 127.0f;
+        sum[b] = vaddvq_s16(vaddq_s16(vaddq_s16(s[0], s[1]), vaddq_s16(s[2], s[3])));
+    }
+}
+
+/* ---- the most that there is: eight chains of SDOT, which wait for nobody ---- */
+
+TARGET static int64_t mac_peak_dotprod(int64_t n) {
+    int32x4_t s[8] = {{0}};
+    int8x16_t w = vdupq_n_s8(1), a = vdupq_n_s8(2);
+    int64_t done = 0;
+    for (; done < n; done += 8 * 16) {
+        __asm__ volatile("" : "+w"(w));                  /* may have changed: every round is made */
+        for (int i = 0; i < 8; i++) s[i] = vdotq_s32(s[i], w, a);
+    }
+    for (int i = 0; i < 8; i++) __asm__ volatile("" : : "w"(s[i]));
+    return done;
+}
+
+void kernels_init_dotprod(struct kernels *k) {
+    k->matmul[quant_f32.id] = matmul_f32_dotprod;
+    k->matmul[quant_f16.id] = matmul_f16_dotprod;
+    k->matmul[quant_bf16.id] = matmul_bf16_dotprod;
+    k->matmul[quant_q8_0.id] = matmul_q8_0_dotprod;
+    k->matmul[quant_q4_0.id] = matmul_q4_0_dotprod;
+    k->act_q8 = act_q8_dotprod;
+    k->layer_norm = layer_norm_dotprod;
+    k->gelu_erf = gelu_erf_dotprod;
+    k->gelu_tanh = gelu_tanh_dotprod;
+    k->attention = attention_dotprod;
+    k->mac_peak = mac_peak_dotprod;
+}
+
+#endif
