@@ -1,0 +1,102 @@
+"""Converts checkpoints of PyTorch to GGUF without PyTorch: `convert_checkpoint("out/ckpt.pt")`.
+
+One module per source makes a `Checkpoint` of a file, the writer writes it. Nothing from a checkpoint is ever run.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from pygpt._lib import BadArgument, NotFound, Unreadable, Unsupported
+
+if TYPE_CHECKING:
+    from .checkpoint import Checkpoint, Input, Options
+    from .report import Report
+
+__all__ = ["SOURCES", "convert_checkpoint"]
+
+# A source is a module here with
+#     recognise(Input) -> str | None                what in the file speaks for it, or nothing
+#     load(Input, Options) -> Checkpoint
+# The first row that recognises a file loads it. Modules are imported when a file is converted.
+SOURCES = {
+    "nanoGPT": "nanogpt",
+}
+
+
+def convert_checkpoint(
+    src: str | os.PathLike[str],
+    out: str | os.PathLike[str] | None = None,
+    type: str = "q8_0",
+    *,
+    meta: str | os.PathLike[str] | None = None,
+    text: str | os.PathLike[str] | None = None,
+    gelu: str | None = None,
+    progress: bool | Callable[[int, int], None] = False,
+) -> Report:
+    """Converts `src`, a checkpoint or a folder with a ckpt.pt, to the GGUF file `out`, by default beside it.
+
+    meta, text   the vocabulary, when it is not found by itself: nanoGPT's meta.pkl, or the training text
+    gelu         "erf" or "tanh", when the file does not tell
+    progress     True: a bar on stderr if that is a terminal; or a function of (bytes written, bytes in all)
+    """
+    from .checkpoint import Input, Options
+    from .writer import check_type, write
+
+    check_type(type)
+    path = find_file(os.fsdecode(src))
+    target = os.fsdecode(out) if out is not None else os.path.splitext(path)[0] + ".gguf"
+    options = Options(*(None if name is None else os.fsdecode(name) for name in (meta, text)), gelu)
+    with ExitStack() as stack:
+        checkpoint = load(Input(path, stack), options)
+        if os.path.exists(target) and os.path.samefile(path, target):
+            raise BadArgument(f"{target}: the output is the checkpoint itself; name another with -o")
+        return write(checkpoint, target, type, show(progress, stack))
+
+
+def find_file(src: str) -> str:
+    path = os.path.join(src, "ckpt.pt") if os.path.isdir(src) else src
+    if not os.path.exists(path):
+        raise NotFound(f"{path}: there is no such file; name a checkpoint, or a folder with a ckpt.pt in it")
+    if not os.path.isfile(path):
+        raise BadArgument(f"{path}: is no ordinary file; name a checkpoint, or a folder with a ckpt.pt in it")
+    return path
+
+
+def load(source: Input, options: Options) -> Checkpoint:
+    from . import fingerprints
+
+    try:
+        if kind := fingerprints.by_bytes(source.path):
+            raise Unsupported(f"{source.path}: {kind}")
+        for module_name in SOURCES.values():
+            module = import_module("." + module_name, __name__)
+            if module.recognise(source):
+                return module.load(source, options)
+    except (Unsupported, NotFound, Unreadable):
+        raise
+    except OSError as error:
+        raise Unreadable(f"{source.path}: cannot be read: {error.strerror or error}") from None
+    raise Unsupported(f"{source.path}: {fingerprints.by_content(source)} (known: {', '.join(SOURCES)})")
+
+
+def show(progress: bool | Callable[[int, int], None], stack: ExitStack) -> Callable[[int, int], None] | None:
+    """A function to report progress to, if anybody looks."""
+    if callable(progress):
+        return progress
+    if not progress or not sys.stderr.isatty():
+        return None
+    from tqdm import tqdm
+
+    bar = stack.enter_context(tqdm(unit="B", unit_scale=True, desc="converting", leave=False))
+
+    def update(done: int, total: int) -> None:
+        bar.total = total
+        bar.update(done - bar.n)
+
+    return update

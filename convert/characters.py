@@ -1,0 +1,80 @@
+"""Character vocabularies: nanoGPT's meta.pkl, or the training text that they were made from."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pygpt._lib import BadFormat, NotFound, Unreadable
+
+from .checkpoint import Vocabulary, shown
+from .unpickle import read_pickle
+
+MAX_PADDING = 128  # ids beyond the vocabulary, where the model's size was rounded up by hand
+
+
+def from_meta(path: str, n_vocab: int) -> Vocabulary:
+    """The characters of data/<dataset>/meta.pkl: {'vocab_size': n, 'itos': {0: '\\n', ..}, 'stoi': {'\\n': 0, ..}}."""
+    try:
+        meta: Any = read_pickle(path)
+    except OSError as error:
+        raise unreadable(path, error) from None
+    itos = meta.get("itos") if type(meta) is dict else None
+    if type(itos) is list:
+        itos = dict(enumerate(itos))
+    if type(itos) is not dict or not itos:
+        found = "the keys " + ", ".join(shown(key) for key in list(meta)[:6]) if type(meta) is dict else shown(meta)
+        raise BadFormat(f"{path}: expected a dictionary with 'itos', as nanoGPT's prepare.py writes it, found {found}")
+    entries = [itos.get(i) for i in range(len(itos))]
+    if not all(type(entry) is str and entry for entry in entries):
+        raise BadFormat(f"{path}: expected a character for each id from 0 to {len(itos) - 1} in 'itos', found others")
+    n = len(entries)
+    padded = n < n_vocab and (meta.get("vocab_size") == n_vocab or (n_vocab % 8 == 0 and n_vocab - n < MAX_PADDING))
+    if n != n_vocab and not padded:
+        raise BadFormat(
+            f"{path}: expected a vocabulary of {n_vocab} ids as the checkpoint has, found {n}; "
+            "name the meta.pkl that it was trained with by --meta, or the training text by --text"
+        )
+    return vocabulary(entries, n_vocab, path)
+
+
+def from_text(path: str, n_vocab: int) -> Vocabulary:
+    """sorted(set(text)), as nanoGPT's prepare.py makes it."""
+    found: set[str] = set()
+    try:
+        with open(path, encoding="utf-8") as file:
+            while block := file.read(1 << 20):
+                found.update(block)
+    except UnicodeDecodeError as error:
+        raise BadFormat(f"{path}: expected text in UTF-8, found the byte {error.object[error.start]:#04x}") from None
+    except OSError as error:
+        raise unreadable(path, error) from None
+    if len(found) != n_vocab:
+        raise BadFormat(
+            f"{path}: expected a text of {n_vocab} different characters, as many as the checkpoint has ids, "
+            f"found {len(found)}; name the text that the model was trained on"
+        )
+    return vocabulary(sorted(found), n_vocab, path)
+
+
+def vocabulary(entries: list[str], n_vocab: int, path: str) -> Vocabulary:
+    if len(set(entries)) != len(entries):
+        raise BadFormat(f"{path}: expected each character once, found one with two ids")
+    try:
+        "".join(entries).encode()
+    except UnicodeEncodeError:
+        raise BadFormat(f"{path}: expected characters that UTF-8 can hold, found half of a surrogate pair") from None
+    assumptions = []
+    if n_vocab > len(entries):
+        assumptions.append(f"Of the {n_vocab} ids those from {len(entries)} on are padding, never to be produced.")
+    keys = {
+        "tokenizer.ggml.model": "none",
+        "pygpt.tokenizer.model": "character",
+        "pygpt.tokenizer.characters": entries,
+    }
+    return Vocabulary(keys, f"{len(entries)} characters from {path}", assumptions)
+
+
+def unreadable(path: str, error: OSError) -> OSError:
+    if isinstance(error, FileNotFoundError):
+        return NotFound(f"{path}: there is no such file")
+    return Unreadable(f"{path}: cannot be read: {error.strerror or error}")

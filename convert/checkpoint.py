@@ -1,0 +1,153 @@
+"""What every checkpoint source produces, and the words that several of them need. It knows no file format."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+from pygpt._lib import BadFormat
+
+PREFIXES = ("_orig_mod.", "module.", "_fsdp_wrapped_module.")  # of torch.compile, DDP and FSDP
+WRAPPERS = ("model", "model_state_dict", "state_dict")  # keys that state_dicts are found under
+
+
+class Weights(Protocol):
+    """Numbers that are read when they are wanted."""
+
+    name: str  # in the checkpoint, for sentences
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def size(self) -> int: ...
+    def check(self) -> None: ...
+    def blocks(self) -> Iterator[np.ndarray]: ...
+
+
+@dataclass
+class Zeros:
+    """A bias that the checkpoint does not have and the format wants."""
+
+    shape: tuple[int, ...]
+    name: str = "zeros"
+
+    @property
+    def size(self) -> int:
+        return int(np.prod(self.shape))
+
+    def check(self) -> None:
+        pass
+
+    def blocks(self) -> Iterator[np.ndarray]:
+        yield np.zeros((1, self.size), np.float32)
+
+
+@dataclass
+class Vocabulary:
+    """The tokenizer as it is written: GGUF keys with their values, and a line about it for the report."""
+
+    keys: dict[str, Any]
+    text: str
+    assumptions: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Checkpoint:
+    source: str  # "nanoGPT"
+    recognised_by: str  # what in the file says so
+    architecture: str  # GGUF's general.architecture
+    keys: dict[str, Any]  # GGUF keys of the hyperparameters; int is u32, float is f32
+    tensors: dict[str, Weights]  # by their GGUF names, in the order of the file
+    vocabulary: Vocabulary
+    summary: str  # "4 layers, 4 heads, 128 wide, context 64"
+    assumptions: list[str] = field(default_factory=list)  # what the file does not say and changes the result
+
+    @property
+    def n_params(self) -> int:
+        return sum(t.size for t in self.tensors.values() if not isinstance(t, Zeros))
+
+
+@dataclass
+class Options:
+    """What the user said beside the file's name."""
+
+    meta: str | None = None  # a meta.pkl
+    text: str | None = None  # the training text, to rebuild a character vocabulary from
+    gelu: str | None = None  # "erf" or "tanh"
+
+
+@dataclass
+class Input:
+    """A checkpoint on disk as `SOURCES` look at it. What is opened stays open until the conversion is done."""
+
+    path: str
+    stack: ExitStack
+
+    @functools.cached_property
+    def value(self) -> object:
+        """The object that torch.save was given."""
+        from .torch_file import TorchFile
+
+        return self.stack.enter_context(TorchFile(self.path)).value
+
+    @functools.cached_property
+    def weights(self) -> dict[str, Any]:
+        """The state_dict in it, without wrappers and prefixes; empty if there is none."""
+        return state_dict(self.value)
+
+
+def state_dict(value: object) -> dict[str, Any]:
+    from .torch_file import Tensor
+
+    if type(value) is not dict:
+        return {}
+    for candidate in [value, *(value.get(key) for key in WRAPPERS)]:
+        if type(candidate) is dict:
+            found = {strip_prefixes(k): v for k, v in candidate.items() if type(k) is str and type(v) is Tensor}
+            if any("." in k for k in found):  # a tensor beside the weights, such as best_val_loss, has none
+                for name, tensor in found.items():
+                    tensor.name = name
+                return found
+    return {}
+
+
+def strip_prefixes(name: str) -> str:
+    while prefix := next((p for p in PREFIXES if name.startswith(p)), ""):
+        name = name[len(prefix) :]
+    return name
+
+
+def shown(value: object) -> str:
+    """A value from a file as a sentence may show it."""
+    if type(value) in (bool, int, float, type(None)):
+        text = str(value) if type(value) is not int or abs(value) < 1 << 64 else "a huge number"
+    elif type(value) is str:
+        text = repr(value)
+    else:
+        text = f"a {type(value).__name__}"
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def whole_number(values: Mapping[Any, object], key: str, low: int, high: int, where: str) -> int:
+    value = values.get(key)
+    if type(value) is not int or not low <= value <= high:
+        found = shown(value) if key in values else "nothing"
+        raise BadFormat(f"{where}: expected {key} to be a whole number from {low} to {high}, found {found}")
+    return value
+
+
+def find_above(path: str, relative: str) -> str | None:
+    """The nearest such file, looked for in the folder of `path`, the one above it, and so on to the root."""
+    folder = os.path.dirname(os.path.abspath(path))
+    while not os.path.isfile(found := os.path.join(folder, relative)):
+        above = os.path.dirname(folder)
+        if above == folder:
+            return None
+        folder = above
+    return found
