@@ -11,6 +11,8 @@ int error_set(int code, const char *format, ...) {
     va_start(args, format);
     vsnprintf(sentence, sizeof sentence, format, args);
     va_end(args);
+    for (char *c = sentence; *c; c++)                    /* names in files may hold anything; a sentence is one line */
+        if ((unsigned char)*c < ' ' || *c == 127) *c = '?';
     last_code = code;
     return code;
 }

@@ -19,7 +19,7 @@
 struct matmul {
     const struct quant *type;            /* of w */
     const void *w;  size_t w_stride;     /* (n_out, n_in) weights as they lie in the file; bytes from row to row */
-    const void *a;  size_t a_stride;     /* (n_tok, n_in) in the form type->act; bytes from vector to vector, 64-byte aligned */
+    const void *a;  size_t a_stride;     /* (n_tok, n_in) in the form type->act; bytes from vector to vector; ACT_Q8 is 64-byte aligned */
     float *y;       size_t y_stride;     /* (n_tok, n_out); floats from vector to vector */
     int64_t n_in;                        /* a multiple of type->block */
     int n_out, n_tok;

@@ -56,7 +56,7 @@ TARGET static void act_q8_avx2(const float *x, int64_t n, void *act) {
             max = _mm256_max_ps(_mm256_and_ps(_mm256_loadu_ps(x + 8 * i), magnitude), max);
         float m = max8(max);
         d[b] = m / 127.0f;
-        sum[b] = quantize_block(x, m > 0 ? 127.0f / m : 0, q + b * 32);
+        sum[b] = quantize_block(x, m >= 0x1p-119f ? 127.0f / m : 0, q + b * 32);
     }
 }
 

@@ -1,5 +1,5 @@
 /* NEON with SDOT: Cortex-A76, Neoverse N1, Apple M1. */
-#if defined(__aarch64__)
+#if defined(__aarch64__) && !(defined(__clang__) && __clang_major__ < 17)      /* older ones refuse TARGET */
 #include <arm_neon.h>
 
 #include "kernels/kernels.h"
@@ -168,7 +168,7 @@ TARGET static void act_q8_dotprod(const float *x, int64_t n, void *act) {
     for (int64_t b = 0; b < n / 32; b++) {
         float32x4_t v[8], top = vdupq_n_f32(0);
         for (int i = 0; i < 8; i++) top = vmaxq_f32(top, vabsq_f32(v[i] = vld1q_f32(x + b * 32 + 4 * i)));
-        float max = vmaxvq_f32(top), scale = max > 0 ? 127.0f / max : 0;
+        float max = vmaxvq_f32(top), scale = max >= 0x1p-119f ? 127.0f / max : 0;
         int16x8_t s[4];
         for (int i = 0; i < 4; i++)
             s[i] = vcombine_s16(vqmovn_s32(vcvtnq_s32_f32(vmulq_n_f32(v[2 * i], scale))),

@@ -1,6 +1,6 @@
 /* NEON with SMMLA: Neoverse V1, Apple M2. One instruction multiplies two rows with two tokens over eight weights, so only
  * products of several tokens change; the rest stays dotprod's. */
-#if defined(__aarch64__)
+#if defined(__aarch64__) && !(defined(__clang__) && __clang_major__ < 17)      /* older ones refuse TARGET */
 #include <arm_neon.h>
 
 #include "kernels/kernels.h"

@@ -21,7 +21,8 @@ enum activation {
  *     | int8 q[n] .. to 64 bytes | float d[n/32] .. to 64 bytes | int32 sum[n/32] .. to 64 bytes |
  *
  * value = d[i/32] * q[i], sum[b] = the sum of the q of block b. The vector starts at a multiple of 64 bytes.
- * d = max|x| / 127 and q = x * (127 / max|x|), rounded to nearest even, so every instruction set writes the same bytes.
+ * d = max|x| / 127 and q = x * (127 / max|x|), rounded to nearest even, so every instruction set writes the same bytes; q = 0 where
+ * max|x| is below 2^-119.
  */
 static inline size_t act_q8_d(int64_t n) { return (size_t)round_up(n, 64); }                              /* offset of d */
 static inline size_t act_q8_sum(int64_t n) { return act_q8_d(n) + (size_t)round_up(n / 32 * 4, 64); }     /* of sum */

@@ -8,7 +8,7 @@
 
 #include "quant/quant.h"
 
-static uint8_t nibble(float x) { return (uint8_t)fminf(15, x + 8.5f); }
+static uint8_t nibble(float x) { return (uint8_t)fmaxf(0, fminf(15, x + 8.5f)); }
 
 static void q4_0_quantize(const float *x, int64_t n, void *w) {
     struct block_q4_0 *out = w;
@@ -16,7 +16,7 @@ static void q4_0_quantize(const float *x, int64_t n, void *w) {
         float extreme = 0;
         for (int j = 0; j < 32; j++)
             if (fabsf(x[j]) > fabsf(extreme)) extreme = x[j];
-        float d = extreme / -8, scale = d != 0 ? 1 / d : 0;
+        float d = extreme / -8, scale = fabsf(d) >= 0x1p-126f ? 1 / d : 0;      /* 1 / d of a smaller one is infinite */
         out[b].d = float_to_half(d);
         for (int j = 0; j < 16; j++) out[b].q[j] = (uint8_t)(nibble(x[j] * scale) | nibble(x[16 + j] * scale) << 4);
     }

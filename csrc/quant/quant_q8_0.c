@@ -11,9 +11,9 @@ static void q8_0_quantize(const float *x, int64_t n, void *w) {
     for (int64_t b = 0; b < n / 32; b++, x += 32) {
         float max = 0;
         for (int j = 0; j < 32; j++) max = fmaxf(max, fabsf(x[j]));
-        float d = max / 127, scale = d > 0 ? 1 / d : 0;
+        float d = max / 127, scale = d >= 0x1p-126f ? 1 / d : 0;      /* 1 / d of a smaller one is infinite */
         out[b].d = float_to_half(d);
-        for (int j = 0; j < 32; j++) out[b].q[j] = (int8_t)roundf(x[j] * scale);
+        for (int j = 0; j < 32; j++) out[b].q[j] = (int8_t)roundf(fmaxf(-127, fminf(127, x[j] * scale)));
     }
 }
 

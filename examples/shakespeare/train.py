@@ -6,7 +6,8 @@
 
 One file, read from top to bottom: the data, the model, the optimizer, the loop. Beside OUT/ckpt.pt it writes meta.pkl,
 the vocabulary, and prints a line per evaluation. Parameter names and the dictionary that is saved follow nanoGPT's
-layout, so nanoGPT's tools read the checkpoint too. B, T, C are batch size, sequence length and width; H is the number of heads.
+layout, so nanoGPT's tools read the checkpoint too. B, T, C are batch size, sequence length and width; H is the number
+of heads.
 """
 
 import argparse

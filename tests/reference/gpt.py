@@ -1,7 +1,8 @@
 """The slow twin of the gpt2 architecture, in PyTorch, line by line as its paper and nanoGPT's forward pass have it.
 
-No cache, no quantization, no cleverness: the engine's numbers are tested against this, the bench races it.
-Parameters carry nanoGPT's names, so state_dict() is what nanoGPT would have saved. B, T, C, H: batch, time, width, heads.
+No cache, no quantization, no cleverness: the engine's numbers are tested against it, the bench races it.
+Parameters carry nanoGPT's names, so state_dict() is what nanoGPT would have saved. B, T, C, H: batch, time, width,
+heads.
 """
 
 from __future__ import annotations

@@ -1,0 +1,979 @@
+/* check: tests and times every kernel of every instruction set against scalar C; quantization and conversions too.
+ *
+ *     check [--seed N] [--isa NAME] [--test GLOB] [--quick] [--bench] [--list]
+ *
+ * Inputs come from a printed seed: the same seed, kernel by kernel, gives the same inputs whatever else is tested. They are
+ * read-only and lie against unmapped pages, so that a read past either end is a crash, and a crash is a failed test by name.
+ * Outputs are poisoned, with red zones around. Exits with 1 if anything failed. Knows nothing of models, files and threads.
+ */
+#include <fnmatch.h>
+#include <float.h>
+#include <math.h>
+#include <setjmp.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "base/cpu.h"
+#include "kernels/kernels.h"
+
+/* ---- failing ------------------------------------------------------------------------------------------------------ */
+
+static uint64_t seed;
+static int quick;
+static const char *isa_only, *test_only;
+
+static sigjmp_buf out_of_test;           /* every failure leaves the test through here */
+static char test_name[80];               /* matmul_q8_0_avx2 */
+static char test_case[160];              /* n_out 3, n_tok 2, ... */
+
+static void fail(const char *format, ...) __attribute__((format(printf, 1, 2), noreturn));
+static void fail(const char *format, ...) {
+    va_list args;
+    va_start(args, format);
+    printf("FAIL %s (%s): ", test_name, test_case);
+    vprintf(format, args);
+    printf("; --seed %llu\n", (unsigned long long)seed);
+    va_end(args);
+    siglongjmp(out_of_test, 1);
+}
+
+static void on_crash(int number) {       /* only ever our own deliberate traps: stdio is good enough here */
+    fail("%s", number == SIGILL ? "illegal instruction" : number == SIGFPE ? "arithmetic trap" : "touched memory outside");
+}
+
+static void crashes_catch(void) {
+    struct sigaction action = {.sa_handler = on_crash, .sa_flags = SA_NODEFER};
+    int numbers[] = {SIGILL, SIGSEGV, SIGBUS, SIGFPE};
+    for (size_t i = 0; i < countof(numbers); i++) sigaction(numbers[i], &action, NULL);
+}
+
+/* ---- random numbers: splitmix64, Steele et al. 2014 --------------------------------------------------------------- */
+
+static uint64_t rng;
+
+static uint64_t random_u64(void) {
+    uint64_t z = rng += 0x9e3779b97f4a7c15;
+    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9;
+    z = (z ^ z >> 27) * 0x94d049bb133111eb;
+    return z ^ z >> 31;
+}
+static int random_int(int low, int high) { return low + (int)(random_u64() % (uint64_t)(high - low + 1)); }
+static float random_float(float low, float high) { return low + (high - low) * (float)(random_u64() >> 40) * 0x1p-24f; }
+static float random_normal(void) { return random_float(-1, 1) + random_float(-1, 1) + random_float(-1, 1); }
+
+static void random_seed(const char *name) {      /* by the kernel's name: the inputs do not depend on --test */
+    rng = seed;
+    for (; *name; name++) rng = (rng ^ (unsigned char)*name) * 0x100000001b3;
+}
+
+/* ---- memory: each buffer in an arena of its own, between two unmapped pages --------------------------------------- */
+
+enum { ARENA_BYTES = 8 << 20, RED = 1024, POISON = 0x7fc0dead };         /* the poison is a NaN, too */
+
+struct arena { char *begin, *end; };
+static struct arena arenas[8];
+
+static void arenas_map(void) {
+    size_t page = (size_t)sysconf(_SC_PAGESIZE);
+    for (size_t i = 0; i < countof(arenas); i++) {
+        char *p = mmap(NULL, ARENA_BYTES + 2 * page, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        if (p == MAP_FAILED || mprotect(p + page, ARENA_BYTES, PROT_READ | PROT_WRITE)) {
+            perror("check: mmap");
+            exit(1);
+        }
+        arenas[i] = (struct arena){p + page, p + page + ARENA_BYTES};
+    }
+}
+
+static void poison(char *p, const char *end) {
+    static const uint32_t pattern = POISON;
+    for (int i = 0; p < end; p++, i++) *p = ((const char *)&pattern)[(uintptr_t)p & 3];
+}
+
+/* bytes of arena i, against the unmapped page behind (or before); the buffer and RED bytes on both sides are poisoned. */
+static void *place(int i, size_t bytes, int at_end) {
+    struct arena *a = &arenas[i];
+    if (bytes > ARENA_BYTES - RED) fail("check.c: a buffer of %zu bytes does not fit its arena", bytes);
+    mprotect(a->begin, ARENA_BYTES, PROT_READ | PROT_WRITE);
+    char *data = at_end ? a->end - bytes : a->begin;
+    poison(at_end ? data - RED : data, at_end ? a->end : data + bytes + RED);
+    return data;
+}
+
+static void lock(int i) { mprotect(arenas[i].begin, ARENA_BYTES, PROT_READ); }
+
+static int poisoned(const void *p, size_t bytes) {
+    static const uint32_t pattern = POISON;
+    for (const char *c = p, *end = c + bytes; c < end; c++)
+        if (*c != ((const char *)&pattern)[(uintptr_t)c & 3]) return 0;
+    return 1;
+}
+
+/* The red zones of a buffer that place() gave. */
+static void red_zones_check(int i, const void *data, size_t bytes) {
+    const char *p = data;
+    const struct arena *a = &arenas[i];
+    if (p != a->begin && !poisoned(p - RED, RED)) fail("wrote before its output");
+    if (p + bytes != a->end && !poisoned(p + bytes, RED)) fail("wrote behind its output");
+}
+
+static int mostly(void) { return random_int(0, 3) != 0; }
+static uint32_t bits_of(float f) { uint32_t b; memcpy(&b, &f, 4); return b; }
+static float float_of(uint32_t b) { float f; memcpy(&f, &b, 4); return f; }
+
+/* ---- inputs ------------------------------------------------------------------------------------------------------- */
+
+enum mode { EXACT, NORMAL, OUTLIER, TINY, LARGE, ZERO, EXTREME, N_MODES };
+static const char *const mode_names[] = {"exact", "normal", "one outlier per block", "tiny", "large", "zeros", "extremes"};
+
+/* EXACT values are whole numbers whose sums of products float holds, so that every summation order gives the same bits. Blocks
+ * of 32 hold one +-127, which makes the scale of int8 activations exactly 1. */
+static void fill_floats(float *x, int64_t n, enum mode mode, int exact_max) {
+    float level = random_float(0.1f, 2);
+    int outlier = random_int(0, 31);
+    for (int64_t i = 0; i < n; i++) {
+        switch (mode) {
+        case EXACT: x[i] = (float)random_int(-exact_max, exact_max); break;
+        case NORMAL: x[i] = random_normal(); break;
+        case OUTLIER: x[i] = i % 32 == outlier ? 1000 * random_normal() : 0.01f * random_normal(); break;
+        case TINY: x[i] = 1e-30f * random_normal(); break;
+        case LARGE: x[i] = 1e4f * random_normal(); break;
+        case ZERO: x[i] = random_int(0, 1) ? 0.0f : -0.0f; break;
+        default: x[i] = random_int(0, 7) ? level : -level; break;
+        }
+        if (mode == EXACT && exact_max == 127 && i % 32 == outlier) x[i] = random_int(0, 1) ? 127 : -127;
+    }
+}
+
+/* Types whose blocks are one f16 scale and then integers: their bytes are drawn directly, past what quantize would write. */
+static int is_raw(const struct quant *type) { return type == &quant_q8_0 || type == &quant_q4_0; }
+
+static uint16_t random_scale(enum mode mode) {
+    switch (mode) {
+    case EXACT: return float_to_half(random_int(0, 1) ? 1 : 2);
+    case TINY: return (uint16_t)random_int(0, 1023);                         /* subnormal */
+    case LARGE: return float_to_half(random_float(100, 65504));
+    case ZERO: return random_int(0, 1) ? 0 : 0x8000;
+    default: return float_to_half(random_normal() * 0.02f);                  /* q4_0 has negative ones */
+    }
+}
+
+static void fill_raw(const struct quant *type, unsigned char *w, int64_t n_blocks, enum mode mode) {
+    for (int64_t b = 0; b < n_blocks; b++, w += type->bytes) {
+        uint16_t d = random_scale(mode);
+        int kind = mode == EXTREME || mode == EXACT ? random_int(0, 4) : mode == OUTLIER ? 5 : 4;
+        memcpy(w, &d, 2);
+        for (size_t j = 2; j < type->bytes; j++) {
+            int q[] = {0x80, 0x7f, 0x00, 0xff, random_int(0, 255), type == &quant_q4_0 ? 0x88 : 0};
+            w[j] = (unsigned char)q[kind];
+        }
+        if (kind == 5) w[2 + random_int(0, (int)type->bytes - 3)] = random_int(0, 1) ? 0x7f : 0x80;
+    }
+}
+
+static void fill_weights(const struct quant *type, void *w, int64_t n_in, enum mode mode) {
+    static float x[1 << 16];
+    if (is_raw(type) && mostly()) { fill_raw(type, w, n_in / type->block, mode); return; }
+    fill_floats(x, n_in, mode == LARGE ? NORMAL : mode, 8);
+    if (mode == EXACT && is_raw(type)) { fill_raw(type, w, n_in / type->block, mode); return; }
+    if (mode == TINY)                                    /* subnormal halves, and subnormal floats through bf16 and f32 */
+        for (int64_t i = 0; i < n_in; i++) x[i] *= type->id == quant_f16.id || is_raw(type) ? 1e23f : 1e-9f;
+    if (mode == LARGE)
+        for (int64_t i = 0; i < n_in; i++) x[i] *= 2e4f;
+    type->quantize(x, n_in, w);
+}
+
+/* ---- matmul ------------------------------------------------------------------------------------------------------- */
+
+static size_t act_bytes(const struct quant *type, int64_t n) {
+    return type->act == ACT_Q8 ? act_q8_bytes(n) : (size_t)n * 4;
+}
+
+static double act_value(const struct quant *type, const void *act, int64_t n, int64_t i) {
+    if (type->act == ACT_F32) return ((const float *)act)[i];
+    return (double)((const float *)((const char *)act + act_q8_d(n)))[i / 32] * ((const int8_t *)act)[i];
+}
+
+/* Calls fn on outputs of its own, poisoned; checks that exactly the outputs were written, and gives them. */
+static float *matmul_call(matmul_fn *fn, struct matmul m, int arena) {
+    m.y_stride = (size_t)m.n_out + (size_t)random_int(0, 5);
+    size_t n = m.n_tok && m.n_out ? (size_t)(m.n_tok - 1) * m.y_stride + (size_t)m.n_out : 0;
+    float *y = m.y = place(arena, n * 4, mostly());
+    fn(&m);
+    red_zones_check(arena, y, n * 4);
+    for (int t = 0; n && t < m.n_tok; t++) {
+        if (t && !poisoned(y + t * m.y_stride - (m.y_stride - (size_t)m.n_out), (m.y_stride - (size_t)m.n_out) * 4))
+            fail("wrote between its rows of outputs");
+        memmove(y + t * m.n_out, y + t * m.y_stride, (size_t)m.n_out * 4);
+    }
+    return y;
+}
+
+/* One problem. fn against ref, or, if ref is NULL (scalar itself), against sums in double. Every float evaluation of a sum of n
+ * products is within n * FLT_EPSILON / 2 * sum|w * x| (Higham 2002, section 4.2) and a little for rounding the products; the
+ * factor 2 leaves room for the latter, and two evaluations differ by twice that. Products that underflow add 2^-149 each, times
+ * the integers (below 2^14) that a rounded product of scales may be multiplied with. */
+static void matmul_case(const struct quant *type, matmul_fn *fn, matmul_fn *ref, int n_out, int n_tok, int64_t n_in,
+                        enum mode mode) {
+    snprintf(test_case, sizeof test_case, "n_out %d, n_tok %d, n_in %lld, %s", n_out, n_tok, (long long)n_in, mode_names[mode]);
+    size_t row = quant_row_bytes(type, n_in);
+    struct matmul m = {.type = type, .n_in = n_in, .n_out = n_out, .n_tok = n_tok};
+    size_t align = type->bytes == 4 ? 4 : 2;             /* rows of blocks lie at any even address */
+    m.w_stride = row + align * (size_t)random_int(0, mostly() ? 0 : 9);
+    m.a_stride = act_bytes(type, n_in) + (type->act == ACT_Q8 ? 64 : 4) * (size_t)random_int(0, mostly() ? 0 : 3);
+
+    char *w = place(0, n_out ? (size_t)(n_out - 1) * m.w_stride + row : 0, mostly());
+    for (int r = 0; r < n_out; r++) fill_weights(type, w + r * m.w_stride, n_in, mode);
+    char *a = place(1, n_tok ? (size_t)(n_tok - 1) * m.a_stride + act_bytes(type, n_in) : 0, 1);
+    for (int t = 0; t < n_tok; t++) {
+        static float x[1 << 16];
+        fill_floats(x, n_in, mode, type->act == ACT_Q8 ? 127 : 8);
+        if (type->act == ACT_Q8) act_q8_quantize(x, n_in, a + t * m.a_stride);
+        else memcpy(a + t * m.a_stride, x, (size_t)n_in * 4);
+    }
+    lock(0);
+    lock(1);
+    m.w = w;
+    m.a = a;
+
+    float *y = matmul_call(fn, m, 2);
+    float *want = ref ? matmul_call(ref, m, 3) : NULL;
+    static float wf[1 << 16];
+    for (int r = 0; r < n_out; r++) {
+        type->dequantize(w + r * m.w_stride, n_in, wf);
+        for (int t = 0; t < n_tok; t++) {
+            double sum = 0, magnitude = 0;
+            for (int64_t i = 0; i < n_in; i++) {
+                double product = wf[i] * act_value(type, a + t * m.a_stride, n_in, i);
+                sum += product;
+                magnitude += fabs(product);
+            }
+            float got = y[t * n_out + r];
+            int exact = mode == EXACT && (type->act == ACT_F32 || is_raw(type)) && magnitude < 0x1p24;
+            double expected = exact || !want ? sum : (double)want[t * n_out + r];
+            double bound = exact ? 0 : 2 * (double)n_in * (FLT_EPSILON * magnitude + 0x1p14 * 0x1p-149);
+            if (!(fabs(got - expected) <= bound))
+                fail("row %d, token %d is %.9g, not %.9g within %.3g", r, t, got, expected, bound);
+        }
+    }
+
+    /* A result has the same bits whichever others are computed with it. */
+    for (int i = 0; n_out && n_tok && i < (n_out * n_tok > 1 ? 4 : 0); i++) {
+        int r = i ? random_int(0, n_out - 1) : n_out - 1, t = i ? random_int(0, n_tok - 1) : n_tok - 1;
+        struct matmul part = m;
+        part.w = w + r * m.w_stride;
+        part.a = a + t * m.a_stride;
+        part.n_out = random_int(1, n_out - r);
+        part.n_tok = random_int(1, n_tok - t);
+        float *again = matmul_call(fn, part, 4);
+        for (int k = 0; k < part.n_out * part.n_tok; k++) {
+            int row_k = r + k % part.n_out, token_k = t + k / part.n_out;
+            if (bits_of(again[k]) != bits_of(y[token_k * n_out + row_k]))
+                fail("row %d, token %d is %.9g in whole, %.9g in rows %d..%d, tokens %d..%d", row_k, token_k,
+                     y[token_k * n_out + row_k], again[k], r, r + part.n_out - 1, t, t + part.n_tok - 1);
+        }
+    }
+}
+
+/* Every finite 16-bit number, once as a weight: a kernel's own conversion must be exact, subnormals included. */
+static void matmul_every_number(const struct quant *type, matmul_fn *fn) {
+    snprintf(test_case, sizeof test_case, "every 16-bit number");
+    uint16_t *w = place(0, 65536 * 2, 1);
+    float *a = place(1, 64, 1);
+    for (int i = 0; i < 65536; i++) w[i] = (uint16_t)i;
+    a[0] = 1;
+    struct matmul m = {type, w, 2, a, 64, NULL, 0, 1, 65536, 1};
+    float *y = matmul_call(fn, m, 2);
+    for (int i = 0; i < 65536; i++) {
+        float expected;
+        type->dequantize(w + i, 1, &expected);
+        if (isfinite(expected) && y[i] != expected) fail("0x%04x is %.9g, not %.9g", i, y[i], expected);
+    }
+}
+
+static void matmul_check(const struct quant *type, void *fn_, void *ref_) {
+    matmul_fn *fn = *(matmul_fn **)fn_, *ref = ref_ ? *(matmul_fn **)ref_ : NULL;
+    static const int64_t floats[] = {1, 2, 7, 15, 16, 17, 31, 33, 63, 64, 65, 96, 130, 257, 384};
+    static const int64_t blocks[] = {1, 2, 3, 4, 5, 7, 8, 9, 12, 13, 16};
+    int n_sizes = type->block == 1 ? (int)countof(floats) : (int)countof(blocks);
+    for (int n_out = 0; n_out <= 35; n_out++) {
+        for (int n_tok = 0; n_tok <= 19; n_tok++) {
+            for (int i = 0; i < (quick ? 1 : 4); i++) {
+                if (quick && n_out > 2 && n_tok > 2 && random_int(0, 3)) continue;
+                int k = random_int(0, n_sizes - 1);
+                matmul_case(type, fn, ref, n_out, n_tok, type->block == 1 ? floats[k] : blocks[k] * type->block,
+                            (enum mode)random_int(0, N_MODES - 1));
+            }
+        }
+    }
+    for (int k = 0; k < n_sizes; k++)                    /* every width, at and around the tiles, whole numbers only */
+        for (int n_tok = 1; n_tok <= (quick ? 3 : 17); n_tok++)
+            matmul_case(type, fn, ref, 17, n_tok, type->block == 1 ? floats[k] : blocks[k] * type->block, EXACT);
+    for (int mode = 0; mode < N_MODES; mode++) {         /* long sums */
+        matmul_case(type, fn, ref, 5, 3, 4096 + type->block, (enum mode)mode);
+        if (!quick) matmul_case(type, fn, ref, 17, 13, 11008, (enum mode)mode);
+    }
+    if (type->block == 1 && type->bytes == 2) matmul_every_number(type, fn);
+}
+
+/* ---- activations in int8 ------------------------------------------------------------------------------------------ */
+
+typedef void act_fn(const float *x, int64_t n, void *act);
+
+static void act_q8_case(act_fn *fn, int64_t n, enum mode mode, int halves, int exponent) {
+    snprintf(test_case, sizeof test_case, "n %lld, %s%s, times 2^%d", (long long)n, mode_names[mode], halves ? ", halves" : "", exponent);
+    size_t bytes = act_q8_bytes(n), shift = 4 * (size_t)random_int(0, mostly() ? 0 : 15);
+    float *x = (float *)((char *)place(0, (size_t)n * 4 + shift, 1));
+    fill_floats(x, n, mode, 127);
+    for (int64_t i = 0; halves && i < n; i++)            /* ties: to even, as the scale is exactly 1 */
+        if (fabsf(x[i]) != 127) x[i] += 0.5f;
+    for (int64_t i = 0; exponent && i < n; i++) x[i] = ldexpf(x[i], exponent);
+    lock(0);
+    char *got = place(1, bytes, mostly()), *want = place(2, bytes, 1);
+    fn(x, n, got);
+    act_q8_quantize(x, n, want);
+    red_zones_check(1, got, bytes);
+    for (int64_t i = 0; i < n; i++)
+        if (got[i] != want[i]) fail("q[%lld] of %.9g is %d, not %d", (long long)i, x[i], (int8_t)got[i], (int8_t)want[i]);
+    for (size_t b = 0; b < (size_t)n / 32; b++) {
+        if (memcmp(got + act_q8_d(n) + b * 4, want + act_q8_d(n) + b * 4, 4)) fail("d[%zu] differs", b);
+        if (memcmp(got + act_q8_sum(n) + b * 4, want + act_q8_sum(n) + b * 4, 4)) fail("sum[%zu] differs", b);
+    }
+}
+
+/* The reference itself, by its definition: d = max / 127 and q within half a step (and the rounding of the product). */
+static void act_q8_definition(void) {
+    static float x[1024];
+    static _Alignas(64) char act[4096];
+    for (int mode = 0; mode < N_MODES; mode++) {
+        snprintf(test_case, sizeof test_case, "%s", mode_names[mode]);
+        fill_floats(x, 1024, (enum mode)mode, 127);
+        act_q8_quantize(x, 1024, act);
+        for (int b = 0; b < 32; b++) {
+            float max = 0, d;
+            int32_t sum = 0, said;
+            for (int j = 0; j < 32; j++) max = fmaxf(max, fabsf(x[b * 32 + j]));
+            memcpy(&d, act + act_q8_d(1024) + b * 4, 4);
+            memcpy(&said, act + act_q8_sum(1024) + b * 4, 4);
+            if (d != max / 127) fail("d[%d] is %.9g for a largest value of %.9g", b, d, max);
+            for (int j = 0; j < 32; j++) {
+                int q = (int8_t)act[b * 32 + j];
+                sum += q;
+                if (!(fabs((double)d * q - x[b * 32 + j]) <= d * (0.5 + 127 * 2 * FLT_EPSILON)))
+                    fail("%.9g became %d times %.9g", x[b * 32 + j], q, d);
+            }
+            if (sum != said) fail("sum[%d] is %d, not %d", b, said, sum);
+        }
+    }
+}
+
+static void act_q8_check(const struct quant *type, void *fn, void *ref) {
+    (void)type;
+    if (!ref) act_q8_definition();
+    for (int blocks = 1; blocks <= 40; blocks++)
+        for (int mode = 0; mode < N_MODES; mode++)
+            act_q8_case(*(act_fn **)fn, 32 * blocks, (enum mode)mode, 0, 0);
+    for (int blocks = 1; blocks <= 9; blocks++) act_q8_case(*(act_fn **)fn, 32 * blocks, EXACT, 1, 0);
+    for (int exponent = -150; exponent <= -110; exponent++)      /* 127 / max overflows on the way */
+        act_q8_case(*(act_fn **)fn, 64, NORMAL, 0, exponent);
+    act_q8_case(*(act_fn **)fn, 11008, NORMAL, 0, 0);
+}
+
+/* ---- layer_norm --------------------------------------------------------------------------------------------------- */
+
+typedef void norm_fn(const float *x, const float *w, const float *b, float eps, int64_t n, float *y);
+
+/* With u = FLT_EPSILON / 2 and sums in 16 lanes (depth L = n / 16 + 16, and 4 more roundings), one evaluation is off by
+ *     mean:      dm = (L + 4) u mean|x|
+ *     variance:  relative (L + 4) u + dm^2 / (variance + eps), of which the root takes half; never more than all of it
+ *     result:    |w| / deviation * (dm + |x - mean| * (root's error + 4 u)) + 2 u (|result| + |b|)
+ * and two evaluations by twice that. Against double one of the two would do. */
+static void layer_norm_case(norm_fn *fn, norm_fn *ref, int64_t n, enum mode mode, float offset) {
+    snprintf(test_case, sizeof test_case, "n %lld, %s around %g", (long long)n, mode_names[mode], offset);
+    float eps = mode == TINY ? 1e-12f : 1e-5f;
+    int at_end = mostly(), with_b = mostly();
+    float *x = place(0, (size_t)n * 4, at_end), *w = place(1, (size_t)n * 4, at_end);
+    float *b = with_b ? place(2, (size_t)n * 4, at_end) : NULL;
+    fill_floats(x, n, mode, 8);
+    for (int64_t i = 0; i < n; i++) x[i] += offset;
+    fill_floats(w, n, NORMAL, 8);
+    if (b) fill_floats(b, n, NORMAL, 8);
+    lock(0);
+    lock(1);
+    if (b) lock(2);
+    float *y = place(3, (size_t)n * 4, mostly()), *in_place = place(4, (size_t)n * 4, mostly());
+    fn(x, w, b, eps, n, y);
+    red_zones_check(3, y, (size_t)n * 4);
+    memcpy(in_place, x, (size_t)n * 4);
+    fn(in_place, w, b, eps, n, in_place);
+    red_zones_check(4, in_place, (size_t)n * 4);
+    if (memcmp(y, in_place, (size_t)n * 4)) fail("differs when the output is the input");
+
+    double sum = 0, magnitude = 0, squares = 0;
+    for (int64_t i = 0; i < n; i++) sum += x[i], magnitude += fabsf(x[i]);
+    double mean = sum / (double)n;
+    for (int64_t i = 0; i < n; i++) squares += (x[i] - mean) * (x[i] - mean);
+    double variance = squares / (double)n + eps, u = FLT_EPSILON / 2.0, depth = (double)n / 16 + 20;
+    double dm = depth * u * magnitude / (double)n + 0x1p-149;
+    double root = fmin(1, (depth * u + dm * dm / variance) / 2);
+    float *want = ref ? place(5, (size_t)n * 4, 1) : NULL;
+    if (ref) ref(x, w, b, eps, n, want);
+    for (int64_t i = 0; i < n; i++) {
+        double bias = b ? b[i] : 0, exact = (x[i] - mean) / sqrt(variance) * w[i] + bias;
+        double expected = ref ? (double)want[i] : exact;
+        double bound = 2 * (fabsf(w[i]) / sqrt(variance) * (dm + fabs(x[i] - mean) * (root + 4 * u)) +
+                            2 * u * (fabs(exact) + fabs(bias)) + 0x1p-148);
+        if (!(fabs(y[i] - expected) <= bound))
+            fail("y[%lld] is %.9g, not %.9g within %.3g", (long long)i, y[i], expected, bound);
+    }
+}
+
+static void layer_norm_check(const struct quant *type, void *fn, void *ref) {
+    (void)type;
+    static const int64_t large[] = {128, 384, 768, 1023, 1600, 4097};
+    for (int64_t n = 1; n <= 70 + (int64_t)countof(large); n++)
+        for (int mode = 0; mode < N_MODES; mode++)
+            layer_norm_case(*(norm_fn **)fn, ref ? *(norm_fn **)ref : NULL, n <= 70 ? n : large[n - 71], (enum mode)mode,
+                            mode == NORMAL ? random_float(-100, 100) : 0);
+}
+
+/* ---- gelu --------------------------------------------------------------------------------------------------------- */
+
+typedef void gelu_fn(float *x, int64_t n);
+
+static double gelu_erf_exact(double x) { return x * erfc(-x * 0.70710678118654752) / 2; }
+static double gelu_tanh_exact(double x) {
+    return x / (1 + exp(-2 * 0.79788456080286536 * (x + 0.044715 * x * x * x)));
+}
+
+/* Against the function itself, in double. 1 + erf is rounded at 1, so an evaluation is off by FLT_EPSILON / 4 * |x| however
+ * good its erf is; 2 FLT_EPSILON for erf or tanh (half of which arrives), 1 for the roundings of their argument (z erf'(z) is
+ * at most 0.49, z tanh'(z) at most 0.45), and 1 for the constants and products make less than 4 FLT_EPSILON * |x|. */
+static void gelu_values_check(gelu_fn *fn, double (*exact)(double), const float *x, int64_t n) {
+    float *y = place(0, (size_t)n * 4, mostly());
+    memcpy(y, x, (size_t)n * 4);
+    fn(y, n);
+    red_zones_check(0, y, (size_t)n * 4);
+    for (int64_t i = 0; i < n; i++) {
+        double bound = 4 * FLT_EPSILON * fabs((double)x[i]) + 0x1p-148;
+        if (!(fabs(y[i] - exact(x[i])) <= bound)) fail("of %.9g is %.9g, not %.9g within %.3g", x[i], y[i], exact(x[i]), bound);
+    }
+    for (int k = 0; k < 3 && n > 1; k++) {               /* the same bits wherever a value stands */
+        int64_t first = random_int(0, (int)n - 1), count = random_int(1, (int)i64_min(n - first, 20));
+        float *part = place(1, (size_t)count * 4, 1);
+        memcpy(part, x + first, (size_t)count * 4);
+        fn(part, count);
+        if (memcmp(part, y + first, (size_t)count * 4)) fail("values depend on their place among %lld", (long long)n);
+    }
+}
+
+static void gelu_check(gelu_fn *fn, double (*exact)(double)) {
+    static float x[1 << 17];
+    for (int n = 1; n <= 70; n++) {
+        for (int mode = 0; mode < N_MODES; mode++) {
+            snprintf(test_case, sizeof test_case, "n %d, %s", n, mode_names[mode]);
+            fill_floats(x, n, (enum mode)mode, 8);
+            gelu_values_check(fn, exact, x, n);
+        }
+    }
+    snprintf(test_case, sizeof test_case, "-12..12");
+    for (int i = 0; i < 60000; i++) x[i] = random_float(-12, 12);
+    gelu_values_check(fn, exact, x, 60000);
+    snprintf(test_case, sizeof test_case, "floats of every size");
+    int n = 0;
+    for (uint64_t bits = (uint64_t)random_int(0, 50000); bits < 1ull << 32; bits += 50001) {
+        float f = float_of((uint32_t)bits);
+        if (isfinite(f)) x[n++] = f;
+    }
+    gelu_values_check(fn, exact, x, n);
+}
+static void gelu_erf_check(const struct quant *type, void *fn, void *ref) {
+    (void)type, (void)ref;
+    gelu_check(*(gelu_fn **)fn, gelu_erf_exact);
+}
+static void gelu_tanh_check(const struct quant *type, void *fn, void *ref) {
+    (void)type, (void)ref;
+    gelu_check(*(gelu_fn **)fn, gelu_tanh_exact);
+}
+
+/* ---- attention ---------------------------------------------------------------------------------------------------- */
+
+typedef void attention_fn(const struct attention *a);
+
+static size_t key_at(const struct attention *a, int i, int d) {      /* where k has dimension d of position i */
+    return ((size_t)(i / KV_TILE) * (size_t)a->head_dim + (size_t)d) * KV_TILE + (size_t)(i % KV_TILE);
+}
+
+/* Puts p into the arena and out into the next one; a keeps the pointers to them. */
+static void attention_call(attention_fn *fn, struct attention *a, int arena) {
+    size_t p_bytes = (size_t)round_up(a->n, KV_TILE) * 4, out_bytes = (size_t)a->head_dim * 4;
+    a->p = place(arena, p_bytes, 1);
+    a->out = place(arena + 1, out_bytes, mostly());
+    fn(a);
+    red_zones_check(arena, a->p, p_bytes);
+    red_zones_check(arena + 1, a->out, out_bytes);
+}
+
+/* Let u = FLT_EPSILON / 2 and s_i be the exact scores. One evaluation has
+ *     scores off by       ds = (head_dim + 2) u max|scale q| . |k|
+ *     exp(s_i - max) by   relative e_i = 2 ds + u |s_i - max| + 4 FLT_EPSILON (the exponential itself)
+ *     p_i by              relative r_i = e_i + sum_j p_j e_j + (n + 2) u; expm1(r_i) where that is not small, 1 at most
+ *     out by              sum_i p_i r_i |v_i| + (n + 1) u sum_i p_i |v_i|
+ * and two evaluations differ by twice that. An exponential may flush what is below FLT_MIN to zero. The unused positions of the
+ * last tile are poisoned: they are nobody's. */
+static void attention_case(attention_fn *fn, attention_fn *ref, int n, int head_dim, enum mode mode, float sharpness) {
+    int tiles = (n + KV_TILE - 1) / KV_TILE;
+    if (mode == OUTLIER) sharpness *= 1e-4f;             /* products of two outliers */
+    snprintf(test_case, sizeof test_case, "n %d, head_dim %d, %s, sharpness %g", n, head_dim, mode_names[mode], sharpness);
+    struct attention a = {.n = n, .head_dim = head_dim, .scale = sharpness / sqrtf((float)head_dim)};
+    a.v_stride = (int)round_up(head_dim, 16) + 16 * random_int(0, 1);
+    static float row[1 << 12];
+    float *q = place(0, (size_t)head_dim * 4, mostly());
+    fill_floats(q, head_dim, mode, 8);
+    float *k = place(1, (size_t)tiles * KV_TILE * (size_t)head_dim * 4, 1);
+    float *v = place(2, (size_t)n * (size_t)a.v_stride * 4, 1);
+    memset(v, 0, (size_t)n * (size_t)a.v_stride * 4);
+    for (int i = 0; i < n; i++) {
+        fill_floats(row, head_dim, mode, 8);
+        for (int d = 0; d < head_dim; d++) k[key_at(&a, i, d)] = row[d];
+        fill_floats(v + (size_t)i * (size_t)a.v_stride, head_dim, mode, 8);
+    }
+    a.q = q, a.k = k, a.v = v;
+    for (int i = 0; i < 3; i++) lock(i);
+
+    struct attention b = a;
+    attention_call(fn, &a, 3);
+    if (ref) attention_call(ref, &b, 5);
+
+    static double s[1 << 12], prob[1 << 12], e[1 << 12];
+    double ds = 0, max = -INFINITY, sum = 0, spread = 0, u = FLT_EPSILON / 2.0;
+    for (int i = 0; i < n; i++) {
+        double magnitude = 0;
+        s[i] = 0;
+        for (int d = 0; d < head_dim; d++) {
+            double product = (double)a.scale * q[d] * k[key_at(&a, i, d)];
+            s[i] += product;
+            magnitude += fabs(product);
+        }
+        ds = fmax(ds, (head_dim + 2) * u * magnitude);
+        max = fmax(max, s[i]);
+    }
+    for (int i = 0; i < n; i++) sum += prob[i] = exp(s[i] - max);
+    for (int i = 0; i < n; i++) {
+        prob[i] /= sum;
+        e[i] = 2 * ds + u * (max - s[i]) + 4 * FLT_EPSILON;
+        spread += prob[i] * e[i];
+    }
+    for (int i = 0; i < n; i++) {
+        e[i] = expm1(fmin(e[i] + spread + (n + 2) * u, 100));
+        double expected = ref ? (double)b.p[i] : prob[i], bound = fmin(1, 2 * (prob[i] * e[i] + FLT_MIN));
+        if (!(fabs(a.p[i] - expected) <= bound)) fail("p[%d] is %.9g, not %.9g within %.3g", i, a.p[i], expected, bound);
+    }
+    for (int d = 0; d < head_dim; d++) {
+        double exact = 0, bound = 0;
+        for (int i = 0; i < n; i++) {
+            double value = v[(size_t)i * (size_t)a.v_stride + (size_t)d];
+            exact += prob[i] * value;
+            bound += fmin(1, 2 * (prob[i] * (e[i] + (n + 1) * u) + FLT_MIN)) * fabs(value) + 0x1p-148;
+        }
+        double expected = ref ? (double)b.out[d] : exact;
+        if (!(fabs(a.out[d] - expected) <= bound)) fail("out[%d] is %.9g, not %.9g within %.3g", d, a.out[d], expected, bound);
+    }
+}
+
+static void attention_check(const struct quant *type, void *fn_, void *ref_) {
+    (void)type;
+    attention_fn *fn = *(attention_fn **)fn_, *ref = ref_ ? *(attention_fn **)ref_ : NULL;
+    static const int dims[] = {1, 8, 15, 16, 17, 20, 32, 33, 48, 64, 80, 96, 100, 128}, lengths[] = {127, 256, 257, 1024, 1025};
+    static const enum mode modes[] = {NORMAL, NORMAL, NORMAL, OUTLIER, TINY, ZERO, EXTREME, EXACT};
+    static const float sharpness[] = {1, 1, 0.01f, 30, 300};
+    for (int n = 1; n <= 70; n++)
+        for (int i = 0; i < (quick ? 3 : 12); i++)
+            attention_case(fn, ref, n, dims[random_int(0, (int)countof(dims) - 1)], modes[random_int(0, (int)countof(modes) - 1)],
+                           sharpness[random_int(0, (int)countof(sharpness) - 1)]);
+    for (size_t i = 0; i < countof(dims); i++) attention_case(fn, ref, 37, dims[i], NORMAL, 1);
+    for (size_t i = 0; i < countof(lengths); i++) attention_case(fn, ref, lengths[i], 64, NORMAL, 1);
+}
+
+/* ---- the rate of multiply-adds: says how many it made, about as many as asked ------------------------------------- */
+
+typedef int64_t peak_fn(int64_t n);
+
+static void mac_peak_check(const struct quant *type, void *fn, void *ref) {
+    (void)type, (void)ref;
+    for (int64_t n = 1; n <= 1 << 20; n = n * 3 + 1) {
+        int64_t made = (*(peak_fn **)fn)(n);
+        snprintf(test_case, sizeof test_case, "n %lld", (long long)n);
+        if (made < n / 2 || made > 2 * n + 8192) fail("made %lld", (long long)made);
+    }
+}
+
+/* ---- timing: best of several samples, data hot in the caches ------------------------------------------------------ */
+
+static double now(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+/* Two buffers and sizes: what any one call below needs. */
+struct work {
+    void *fn;                            /* points at the kernel's pointer */
+    struct matmul m;
+    struct attention a;
+    float *x, *y, *w;
+    int64_t n;
+};
+
+static double seconds_per_call(void (*call)(struct work *), struct work *w) {
+    double best = INFINITY;
+    int repeats = 1;
+    for (int sample = 0; sample < 12;) {
+        double start = now();
+        for (int i = 0; i < repeats; i++) call(w);
+        double seconds = now() - start;
+        if (seconds < 0.003) { repeats *= 2; continue; }
+        best = fmin(best, seconds / repeats);
+        sample++;
+    }
+    return best;
+}
+
+static void call_matmul(struct work *w) { (*(matmul_fn **)w->fn)(&w->m); }
+static void call_act(struct work *w) { (*(act_fn **)w->fn)(w->x, w->n, w->y); }
+static void call_norm(struct work *w) { (*(norm_fn **)w->fn)(w->x, w->w, w->w, 1e-5f, w->n, w->y); }
+static void call_gelu(struct work *w) {                  /* fresh inputs: gelu of gelu of ... would end at zeros */
+    memcpy(w->y, w->x, (size_t)w->n * 4);
+    (*(gelu_fn **)w->fn)(w->y, w->n);
+}
+static void call_peak(struct work *w) { (*(peak_fn **)w->fn)(w->n); }
+static void call_attention(struct work *w) { (*(attention_fn **)w->fn)(&w->a); }
+
+static void bench_line(const char *shape, double amount, const char *unit, void (*call)(struct work *), struct work *w, void *fn,
+                       void *ref) {
+    w->fn = ref;
+    double slow = seconds_per_call(call, w);
+    w->fn = fn;
+    double fast = seconds_per_call(call, w);
+    printf("%-28s %-24s %9.2f %-7s %7.2fx\n", test_name, shape, amount / fast / 1e9, unit, slow / fast);
+}
+
+static void *bench_alloc(size_t bytes) {
+    void *p = aligned_alloc(64, (size_t)round_up((int64_t)bytes, 64));
+    if (!p) exit(1);
+    memset(p, 0, (size_t)round_up((int64_t)bytes, 64));
+    return p;
+}
+
+static void matmul_bench(const struct quant *type, void *fn, void *ref) {
+    enum { N_IN = 768, N_OUT = 256, N_TOK = 64 };
+    size_t row = quant_row_bytes(type, N_IN), a_stride = (size_t)round_up((int64_t)act_bytes(type, N_IN), 64);
+    char *w = bench_alloc(row * N_OUT), *a = bench_alloc(a_stride * N_TOK);
+    float *y = bench_alloc(N_OUT * N_TOK * 4), x[N_IN];
+    for (int r = 0; r < N_OUT; r++) fill_floats(x, N_IN, NORMAL, 8), type->quantize(x, N_IN, w + r * row);
+    for (int t = 0; t < N_TOK; t++) {
+        fill_floats(x, N_IN, NORMAL, 8);
+        if (type->act == ACT_Q8) act_q8_quantize(x, N_IN, a + t * a_stride);
+        else memcpy(a + t * a_stride, x, sizeof x);
+    }
+    static const int tokens[] = {1, 4, 64};
+    for (size_t i = 0; i < countof(tokens); i++) {
+        struct work work = {.m = {type, w, row, a, a_stride, y, N_OUT, N_IN, N_OUT, tokens[i]}};
+        char shape[32];
+        snprintf(shape, sizeof shape, "%s %dx%dx%d", i ? "prefill" : "decode", N_OUT, N_IN, tokens[i]);
+        if (i == 0) bench_line(shape, (double)row * N_OUT, "GB/s", call_matmul, &work, fn, ref);
+        else bench_line(shape, (double)N_OUT * N_IN * tokens[i], "GMAC/s", call_matmul, &work, fn, ref);
+    }
+    free(w), free(a), free(y);
+}
+
+static void vector_bench(void (*call)(struct work *), int n, void *fn, void *ref) {
+    size_t bytes = (size_t)n * 4;
+    struct work work = {.x = bench_alloc(bytes), .y = bench_alloc(2 * bytes), .w = bench_alloc(bytes), .n = n};
+    char shape[32];
+    fill_floats(work.x, n, NORMAL, 8);
+    fill_floats(work.w, n, NORMAL, 8);
+    snprintf(shape, sizeof shape, "n %d", n);
+    bench_line(shape, (double)n * 4, "GB/s", call, &work, fn, ref);
+    free(work.x), free(work.y), free(work.w);
+}
+static void act_q8_bench(const struct quant *type, void *fn, void *ref) { (void)type; vector_bench(call_act, 768, fn, ref); }
+static void layer_norm_bench(const struct quant *type, void *fn, void *ref) { (void)type; vector_bench(call_norm, 768, fn, ref); }
+static void gelu_bench(const struct quant *type, void *fn, void *ref) { (void)type; vector_bench(call_gelu, 3072, fn, ref); }
+
+static void attention_bench(const struct quant *type, void *fn, void *ref) {
+    (void)type;
+    enum { N = 256, DIM = 64 };
+    float *k = bench_alloc(N * DIM * 4), *v = bench_alloc(N * DIM * 4), *small = bench_alloc((N + 2 * DIM) * 4);
+    fill_floats(k, N * DIM, NORMAL, 8);
+    fill_floats(v, N * DIM, NORMAL, 8);
+    fill_floats(small, DIM, NORMAL, 8);
+    struct work work = {.a = {small, k, v, small + 2 * DIM, small + DIM, 0.125f, N, DIM, DIM}};
+    bench_line("n 256, head_dim 64", 2.0 * N * DIM, "GMAC/s", call_attention, &work, fn, ref);
+    free(k), free(v), free(small);
+}
+
+static void mac_peak_bench(const struct quant *type, void *fn, void *ref) {
+    (void)type;
+    struct work work = {.n = 1 << 20};
+    bench_line("n 1048576", 1 << 20, "GMAC/s", call_peak, &work, fn, ref);
+}
+
+/* ---- quantization and conversions --------------------------------------------------------------------------------- */
+
+/* |dequantize(quantize(x)) - x| for a value x of a block whose largest value is max: half a step and the rounding of the scale.
+ * Types without a row here are held to half a step of as many levels as their bits allow, twice over. */
+struct precision {
+    const struct quant *type;
+    double of_x;                         /* of the value itself */
+    double of_max;                       /* of the largest of the block */
+    double absolute;                     /* where the number format ends */
+};
+static const struct precision precisions[] = {
+    {&quant_f32, 0, 0, 0},
+    {&quant_f16, 0x1p-11, 0, 0x1p-25},
+    {&quant_bf16, 0x1p-8, 0, 0x1p-134},
+    {&quant_q8_0, 0, 1 / 254.0 + 0x1p-11, 128 * 0x1p-25},
+    {&quant_q4_0, 0, 1 / 16.0 + 0x1p-11, 8 * 0x1p-25},
+};
+
+static void round_trip_check(const struct quant *type, const float *x, int64_t n) {
+    static char w[1 << 16];
+    static float back[1 << 12];
+    double bits = 8.0 * (double)type->bytes / type->block;
+    struct precision p = {type, 0, 1 / (exp2(floor(bits) - 1) - 1), 256 * 0x1p-24};
+    for (size_t i = 0; i < countof(precisions); i++)
+        if (precisions[i].type == type) p = precisions[i];
+    type->quantize(x, n, w);
+    type->dequantize(w, n, back);
+    for (int64_t i = 0; i < n; i++) {
+        float extreme = 0;
+        for (int64_t j = i / type->block * type->block; j < i / type->block * type->block + type->block; j++)
+            if (fabsf(x[j]) > fabsf(extreme)) extreme = x[j];
+        double slack = type->block > 1 ? 4 * FLT_EPSILON : 0;                /* roundings of the division */
+        double bound = p.of_x * fabs((double)x[i]) + (p.of_max + slack) * fabsf(extreme) + p.absolute;
+        if (type == &quant_q4_0 && x[i] / extreme < -7.5f / 8) bound += fabsf(extreme) / 16;     /* +8 does not exist */
+        if (!(fabs((double)back[i] - x[i]) <= bound))
+            fail("%.9g of a block up to %.9g came back as %.9g, not within %.3g", x[i], extreme, back[i], bound);
+    }
+}
+
+static void round_trips(void) {
+    static float x[1 << 10];
+    for (int i = 0; i < n_quants; i++) {
+        for (int mode = 0; mode < N_MODES; mode++) {
+            for (int repeat = 0; repeat < (quick ? 5 : 50); repeat++) {
+                snprintf(test_case, sizeof test_case, "%s, %s", quants[i]->name, mode_names[mode]);
+                fill_floats(x, 1024, (enum mode)mode, 127);
+                round_trip_check(quants[i], x, mode == LARGE && quants[i] == &quant_f16 ? 512 : 1024);
+            }
+        }
+        snprintf(test_case, sizeof test_case, "%s, subnormal floats", quants[i]->name);
+        for (int j = 0; j < 1024; j++) x[j] = float_of((uint32_t)random_u64() & 0x807fffff);
+        round_trip_check(quants[i], x, 1024);
+        snprintf(test_case, sizeof test_case, "%s, halfway between steps", quants[i]->name);
+        for (int j = 0; j < 1024; j++) x[j] = j % 32 ? (float)(j % 32 % 16 - 8) + 0.5f : -8;
+        round_trip_check(quants[i], x, 1024);
+    }
+}
+
+/* One block of each format written by hand from the specification. */
+static void layouts(void) {
+    float x[32];
+    snprintf(test_case, sizeof test_case, "q8_0");
+    struct block_q8_0 b8 = {.d = 0x3800};                                    /* 0.5 */
+    for (int j = 0; j < 32; j++) b8.q[j] = (int8_t)(4 * j - 128);
+    quant_q8_0.dequantize(&b8, 32, x);
+    for (int j = 0; j < 32; j++) if (x[j] != 2.0f * (float)j - 64) fail("weight %d is %g", j, x[j]);
+    snprintf(test_case, sizeof test_case, "q4_0");
+    struct block_q4_0 b4 = {.d = 0xc000};                                    /* -2 */
+    for (int j = 0; j < 16; j++) b4.q[j] = (uint8_t)(j | (15 - j) << 4);
+    quant_q4_0.dequantize(&b4, 32, x);
+    for (int j = 0; j < 16; j++) if (x[j] != -2.0f * (float)(j - 8)) fail("weight %d is %g", j, x[j]);
+    for (int j = 0; j < 16; j++) if (x[16 + j] != -2.0f * (float)(7 - j)) fail("weight %d is %g", 16 + j, x[16 + j]);
+}
+
+/* A 16-bit float with so many bits of mantissa and exponent, read as the textbook says. */
+static double small_float(unsigned h, int mantissa_bits, int exponent_bits) {
+    unsigned mantissa = h & ((1u << mantissa_bits) - 1), exponent = h >> mantissa_bits & ((1u << exponent_bits) - 1);
+    int bias = (1 << (exponent_bits - 1)) - 1, top = (1 << exponent_bits) - 1;
+    double sign = h >> 15 ? -1 : 1;
+    if ((int)exponent == top) return mantissa ? (double)NAN : sign * (double)INFINITY;
+    if (exponent == 0) return sign * ldexp(mantissa, 1 - bias - mantissa_bits);
+    return sign * ldexp(mantissa + (1u << mantissa_bits), (int)exponent - bias - mantissa_bits);
+}
+
+struct format {
+    const char *name;
+    int mantissa_bits, exponent_bits;
+    float (*to)(uint16_t);
+    uint16_t (*from)(float);
+};
+static const struct format formats[] = {
+    {"f16", 10, 5, half_to_float, float_to_half},
+    {"bf16", 7, 8, bf16_to_float, float_to_bf16},
+};
+
+static void rounds_to(const struct format *f, float x, unsigned h) {
+    if (f->from(x) != h) fail("%.9g became 0x%04x, not 0x%04x", x, f->from(x), h);
+    if (f->from(-x) != (h | 0x8000)) fail("%.9g became 0x%04x, not 0x%04x", -x, f->from(-x), h | 0x8000);
+}
+
+static void conversions(void) {
+    for (size_t k = 0; k < countof(formats); k++) {
+        const struct format *f = &formats[k];
+        unsigned infinity = ((1u << f->exponent_bits) - 1) << f->mantissa_bits;
+        snprintf(test_case, sizeof test_case, "%s", f->name);
+        for (unsigned h = 0; h < 65536; h++) {
+            double value = small_float(h, f->mantissa_bits, f->exponent_bits);
+            float got = f->to((uint16_t)h);
+            if (isnan(value) ? !isnan(got) : got != value) fail("0x%04x became %.9g, not %.9g", h, got, value);
+            if (!signbit(got) != !(h >> 15)) fail("0x%04x lost its sign", h);
+            uint16_t back = f->from(got);
+            if (isnan(value) ? !isnan(f->to(back)) : back != h) fail("0x%04x came back as 0x%04x", h, back);
+        }
+        for (unsigned h = 0; h < infinity; h++) {        /* what lies between two neighbours; the largest's upper one would be */
+            double low = small_float(h, f->mantissa_bits, f->exponent_bits);
+            double high = h + 1 < infinity ? small_float(h + 1, f->mantissa_bits, f->exponent_bits)
+                                           : ldexp(1, (1 << (f->exponent_bits - 1)));
+            float middle = (float)((low + high) / 2);
+            rounds_to(f, middle, h + (h & 1));
+            rounds_to(f, nextafterf(middle, INFINITY), h + 1);
+            if (middle > 0) rounds_to(f, nextafterf(middle, 0), h);
+        }
+        rounds_to(f, FLT_MAX, infinity);
+        rounds_to(f, INFINITY, infinity);
+        uint32_t nans[] = {0x7f800001, 0x7fc00000, 0x7fffffff, 0x7f80ffff, 0x7f810000};
+        for (size_t i = 0; i < countof(nans); i++)
+            for (uint32_t sign = 0; sign < 2; sign++)
+                if (!isnan(f->to(f->from(float_of(nans[i] | sign << 31))))) fail("NaN 0x%08x became a number", nans[i]);
+    }
+}
+
+/* ---- the list, and running it ------------------------------------------------------------------------------------- */
+
+/* A kernel is where its pointer stands in struct kernels. */
+struct kernel {
+    const char *name;
+    size_t offset;
+    void (*check)(const struct quant *type, void *fn, void *ref);            /* pointers to the kernels' pointers */
+    void (*bench)(const struct quant *type, void *fn, void *ref);
+};
+static const struct kernel kernels[] = {
+    {"act_q8", offsetof(struct kernels, act_q8), act_q8_check, act_q8_bench},
+    {"layer_norm", offsetof(struct kernels, layer_norm), layer_norm_check, layer_norm_bench},
+    {"gelu_erf", offsetof(struct kernels, gelu_erf), gelu_erf_check, gelu_bench},
+    {"gelu_tanh", offsetof(struct kernels, gelu_tanh), gelu_tanh_check, gelu_bench},
+    {"attention", offsetof(struct kernels, attention), attention_check, attention_bench},
+    {"mac_peak", offsetof(struct kernels, mac_peak), mac_peak_check, mac_peak_bench},
+};
+static const struct { const char *name; void (*run)(void); } plain[] = {     /* what no instruction set changes */
+    {"conversions", conversions}, {"layouts", layouts}, {"round_trips", round_trips},
+};
+
+static int n_failed;
+
+static int wanted(const char *name) { return !test_only || fnmatch(test_only, name, 0) == 0; }
+
+static void plain_run(size_t i) {
+    snprintf(test_name, sizeof test_name, "%s", plain[i].name);
+    snprintf(test_case, sizeof test_case, "start");
+    random_seed(test_name);
+    if (sigsetjmp(out_of_test, 1)) { n_failed++; return; }
+    plain[i].run();
+    printf("ok   %s\n", test_name);
+}
+
+enum action { LIST, CHECK, BENCH };
+
+/* One kernel of one instruction set; gives 0 if it is the base's own or not wanted. ref is NULL for scalar itself. */
+static int kernel_run(enum action action, const struct kernel *kernel, const struct quant *type, int isa, int *not_wanted) {
+    struct kernels table, base, scalar;
+    kernels_init(&table, isa);
+    kernels_init(&scalar, 0);
+    if (isas[isa].base >= 0) kernels_init(&base, isas[isa].base);
+    char *fn = (char *)&table + kernel->offset, *ref = (char *)&scalar + kernel->offset;
+    if (isas[isa].base >= 0 && memcmp(fn, (char *)&base + kernel->offset, sizeof(void *)) == 0) return 0;
+    snprintf(test_name, sizeof test_name, "%s%s%s_%s", kernel->name, type ? "_" : "", type ? type->name : "", isas[isa].name);
+    if (!wanted(test_name)) { *not_wanted += 1; return 0; }
+    if (action == LIST) { printf("%s\n", test_name); return 1; }
+    char generic[64];                                    /* the same inputs for every instruction set */
+    snprintf(generic, sizeof generic, "%s%s", kernel->name, type ? type->name : "");
+    random_seed(generic);
+    snprintf(test_case, sizeof test_case, "start");
+    if (sigsetjmp(out_of_test, 1)) { n_failed++; return 1; }
+    if (action == BENCH) kernel->bench(type, fn, ref);
+    else kernel->check(type, fn, isa ? ref : NULL);
+    return 1;
+}
+
+static void isa_run(enum action action, int isa) {
+    int count = 0, not_wanted = 0, failed = n_failed;
+    if (action != LIST && isas[isa].needs & ~cpu_features()) {
+        printf("%-12s not available on this processor%s\n", isas[isa].name, isa_only ? ": nothing was checked" : "");
+        if (isa_only) n_failed++;
+        return;
+    }
+    struct kernel matmul = {"matmul", 0, matmul_check, matmul_bench};
+    for (int i = 0; i < n_quants; i++) {
+        struct kernels table;
+        kernels_init(&table, isa);
+        if (!table.matmul[quants[i]->id]) {
+            printf("FAIL %s: no matmul for %s\n", isas[isa].name, quants[i]->name);
+            n_failed++;
+            continue;
+        }
+        matmul.offset = offsetof(struct kernels, matmul) + quants[i]->id * sizeof table.matmul[0];
+        count += kernel_run(action, &matmul, quants[i], isa, &not_wanted);
+    }
+    for (size_t i = 0; i < countof(kernels); i++) count += kernel_run(action, &kernels[i], NULL, isa, &not_wanted);
+    if (action != CHECK) return;
+    printf("%-12s %d kernels checked", isas[isa].name, count);
+    if (not_wanted) printf(", %d left out by --test", not_wanted);
+    if (n_failed > failed) printf(", %d FAILED", n_failed - failed);
+    printf("\n");
+}
+
+static int usage(const char *what) {
+    fprintf(stderr, "check: %s\nusage: check [--seed N] [--isa NAME] [--test GLOB] [--quick] [--bench] [--list]\n", what);
+    return 2;
+}
+
+int main(int argc, char **argv) {
+    enum action action = CHECK;
+    seed = (uint64_t)time(NULL) ^ (uint64_t)getpid() << 32;
+    for (int i = 1; i < argc; i++) {
+        const char *value = i + 1 < argc ? argv[i + 1] : NULL;
+        if (strcmp(argv[i], "--quick") == 0) quick = 1;
+        else if (strcmp(argv[i], "--bench") == 0) action = BENCH;
+        else if (strcmp(argv[i], "--list") == 0) action = LIST;
+        else if (strcmp(argv[i], "--seed") == 0 && value) seed = strtoull(value, NULL, 10), i++;
+        else if (strcmp(argv[i], "--isa") == 0 && value) isa_only = value, i++;
+        else if (strcmp(argv[i], "--test") == 0 && value) test_only = value, i++;
+        else return usage(argv[i]);
+    }
+    int known = !isa_only;
+    for (int i = 0; i < n_isas; i++) known |= isa_only && strcmp(isa_only, isas[i].name) == 0;
+    if (!known) return usage("no such instruction set");
+    setvbuf(stdout, NULL, _IOLBF, 0);
+    arenas_map();
+    crashes_catch();
+    if (action != LIST) printf("seed %llu%s\n", (unsigned long long)seed, quick ? ", quick" : "");
+    for (size_t i = 0; !isa_only && i < countof(plain); i++) {
+        if (!wanted(plain[i].name)) continue;
+        if (action == LIST) printf("%s\n", plain[i].name);
+        else plain_run(i);
+    }
+    for (int i = 0; i < n_isas; i++)
+        if (!isa_only || strcmp(isa_only, isas[i].name) == 0) isa_run(action == LIST ? LIST : CHECK, i);
+    if (action == BENCH && n_failed == 0)
+        for (int i = 0; i < n_isas; i++)
+            if ((!isa_only || strcmp(isa_only, isas[i].name) == 0) && !(isas[i].needs & ~cpu_features())) isa_run(BENCH, i);
+    if (n_failed) printf("%d FAILED\n", n_failed);
+    return n_failed ? 1 : 0;
+}
