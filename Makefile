@@ -21,7 +21,7 @@ help:
 	@echo "make bench    every claimed speed in one run, beside the machine's limits"
 	@echo "make asan     the C tests under AddressSanitizer and UndefinedBehaviorSanitizer"
 	@echo "make tsan     threads under ThreadSanitizer"
-	@echo "make fuzz     20,000 damaged model files under both sanitizers; FUZZ_SEED=N for other ones"
+	@echo "make fuzz     20,000 damaged model files under both sanitizers, 5,000 damaged checkpoints; FUZZ_SEED=N"
 	@echo "make wheel    a wheel in build/wheels"
 	@echo "make clean    remove what was built; .venv stays"
 
@@ -53,7 +53,7 @@ run: .venv/run.stamp
 	.venv/bin/pygpt convert examples/shakespeare/ckpt.pt -o build/shakespeare.gguf
 	.venv/bin/pygpt generate "ROMEO:" -m build/shakespeare.gguf -n 400
 
-bench: .venv/run.stamp
+bench: .venv/run.stamp .venv/test.stamp
 	.venv/bin/python bench/run.py
 
 wheel: .venv/run.stamp
@@ -120,8 +120,9 @@ tsan: build/tsan/pool_test build/tiny.gguf
 	build/tsan/pool_test build/tiny.gguf
 
 FUZZ_SEED ?= 1
-fuzz: build/asan/fuzz_gguf build/tiny.gguf
+fuzz: build/asan/fuzz_gguf build/tiny.gguf .venv/test.stamp
 	build/asan/fuzz_gguf --mutate $(FUZZ_SEED) 20000 build/tiny.gguf
+	.venv/bin/python tests/fuzz_checkpoint.py --seed $(FUZZ_SEED) --count 5000
 
 lint: .venv/run.stamp .venv/test.stamp
 	.venv/bin/ruff check

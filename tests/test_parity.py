@@ -11,6 +11,7 @@ from pygpt.convert import convert_checkpoint  # noqa: E402
 from reference.gpt import Config, checkpoint, random_gpt  # noqa: E402
 
 import pygpt  # noqa: E402
+from pygpt._lib import isas  # noqa: E402
 
 SHAPES = {
     "plain": Config(),
@@ -29,9 +30,9 @@ SHAPES = {
 F32 = 2e-3
 
 
-def converted(tmp_path, config: Config, type: str = "f32", seed: int = 0):
+def converted(tmp_path, config: Config, type: str = "f32", sharpness: float = 3.0):
     """The PyTorch model and the path of the same model converted."""
-    model = random_gpt(config, seed)
+    model = random_gpt(config, sharpness=sharpness)
     torch.save(checkpoint(model), tmp_path / "ckpt.pt")
     text = "".join(chr(0x100 + i) for i in range(config.vocab_size))
     (tmp_path / "text.txt").write_text(text, encoding="utf-8")
@@ -55,14 +56,13 @@ def test_logits_of_every_position_equal_pytorchs(tmp_path, name):
         assert np.abs(engine.logits(ids) - model.logits(ids).numpy()).max() < F32
 
 
-@pytest.mark.parametrize("isa", ["scalar", "best"])
+@pytest.mark.parametrize("isa", [name for name, available in isas().items() if available])
 @pytest.mark.parametrize("type", ["f32", "f16", "bf16", "q8_0", "q4_0"])
 def test_each_type_computes_with_the_weights_that_the_file_holds(tmp_path, monkeypatch, type, isa):
     """The twin gets the dequantized weights: what remains is the rounding of activations, which only q types do."""
-    if isa == "scalar":
-        monkeypatch.setenv("PYGPT_ISA", "scalar")
+    monkeypatch.setenv("PYGPT_ISA", isa)
     config = Config(n_embd=128, n_head=4)
-    model, path = converted(tmp_path, config, type)
+    model, path = converted(tmp_path, config, type, sharpness=1)
     load_weights(model, path)
     ids = some_ids(config)
     with pygpt.Model(path) as engine:
@@ -75,7 +75,7 @@ def test_quantized_is_close_to_the_original_and_q8_0_closer_than_q4_0(tmp_path):
     config = Config(n_embd=128, n_head=4)
     ids, error = some_ids(config), {}
     for type in ("q8_0", "q4_0"):
-        model, path = converted(tmp_path, config, type)
+        model, path = converted(tmp_path, config, type, sharpness=1)
         with pygpt.Model(path) as engine:
             error[type] = np.abs(engine.logits(ids) - model.logits(ids).numpy()).mean()
     assert error["q8_0"] < 0.1 < error["q4_0"] < 2

@@ -127,9 +127,12 @@ class GPT(nn.Module):
         return ids
 
 
-def random_gpt(c: Config, seed: int = 0, attention: type[Attention] = Attention) -> GPT:
+def random_gpt(c: Config, seed: int = 0, attention: type[Attention] = Attention, sharpness: float = 3.0) -> GPT:
     """A GPT whose every part matters: norms that are not 1, biases that are not 0, positions as large as tokens, scores
-    that spread, so that leaving any of them out moves the logits."""
+    that spread, so that leaving any of them out moves the logits.
+
+    Greater sharpness: attention that looks at fewer places, and that any rounding moves more.
+    """
     torch.manual_seed(seed)
     model = GPT(c, attention)
     with torch.no_grad():
@@ -141,7 +144,7 @@ def random_gpt(c: Config, seed: int = 0, attention: type[Attention] = Attention)
             elif "wte" in name or "wpe" in name:
                 p.normal_(0, 0.5)
             else:
-                p.normal_(0, (3.0 if "c_attn" in name else 1.0) / math.sqrt(p.shape[1]))
+                p.normal_(0, (sharpness if "c_attn" in name else 1.0) / math.sqrt(p.shape[1]))
     return model.eval()
 
 
