@@ -6,8 +6,8 @@ from typing import Any
 
 from pygpt._lib import BadFormat, NotFound, Unreadable
 
-from .checkpoint import Vocabulary, shown
-from .unpickle import read_pickle
+from .checkpoint import Vocabulary
+from .unpickle import read_pickle, shown
 
 MAX_PADDING = 128  # ids beyond the vocabulary, where the model's size was rounded up by hand
 

@@ -13,6 +13,8 @@ import numpy as np
 
 from pygpt._lib import BadFormat
 
+from .unpickle import shown
+
 PREFIXES = ("_orig_mod.", "module.", "_fsdp_wrapped_module.")  # of torch.compile, DDP and FSDP
 WRAPPERS = ("model", "model_state_dict", "state_dict")  # keys that state_dicts are found under
 
@@ -121,17 +123,6 @@ def strip_prefixes(name: str) -> str:
     while prefix := next((p for p in PREFIXES if name.startswith(p)), ""):
         name = name[len(prefix) :]
     return name
-
-
-def shown(value: object) -> str:
-    """A value from a file as a sentence may show it."""
-    if type(value) in (bool, int, float, type(None)):
-        text = str(value) if type(value) is not int or abs(value) < 1 << 64 else "a huge number"
-    elif type(value) is str:
-        text = repr(value)
-    else:
-        text = f"a {type(value).__name__}"
-    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def whole_number(values: Mapping[Any, object], key: str, low: int, high: int, where: str) -> int:

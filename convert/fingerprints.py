@@ -6,9 +6,9 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from .checkpoint import Input, shown
+from .checkpoint import Input
 from .torch_file import LEGACY_MAGIC, ZIP_MAGIC
-from .unpickle import Stub
+from .unpickle import Stub, shown
 
 UNKNOWN = "this kind of checkpoint is not supported yet"
 

@@ -15,8 +15,9 @@ import numpy as np
 from pygpt._lib import BadArgument, BadFormat, NotFound
 
 from . import characters, gpt2_bpe
-from .checkpoint import Checkpoint, Input, Options, Vocabulary, Weights, Zeros, find_above, shown, whole_number
+from .checkpoint import Checkpoint, Input, Options, Vocabulary, Weights, Zeros, find_above, whole_number
 from .torch_file import Tensor
+from .unpickle import shown
 
 NAME = "nanoGPT"
 EPSILON = 1e-5  # of nanoGPT's LayerNorm

@@ -23,8 +23,7 @@ import numpy as np
 from pygpt._lib import BadFormat, Error
 
 from . import unpickle
-from .checkpoint import shown
-from .unpickle import Damaged, Global, Stub
+from .unpickle import Damaged, Global, Stub, shown
 
 CHUNK = 4 << 20  # bytes of float32 that are in memory at a time
 # what zipfile raises on damaged files

@@ -57,6 +57,17 @@ class Damaged(Exception):
     """What is wrong with a pickle, as the middle of a sentence."""
 
 
+def shown(value: object) -> str:
+    """A value from a file as a sentence may show it."""
+    if type(value) in (bool, int, float, type(None)):
+        text = str(value) if type(value) is not int or abs(value) < 1 << 64 else "a huge number"
+    elif type(value) is str:
+        text = repr(value)
+    else:
+        text = f"a {type(value).__name__}"
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
 def hashable(value: object) -> Any:
     if type(value) in (str, bytes, bool, type(None), Global, Stub):
         return value

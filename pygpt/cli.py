@@ -220,7 +220,7 @@ def run_perplexity(o: argparse.Namespace) -> None:
 
 
 def run_quantize(o: argparse.Namespace) -> None:
-    from pygpt.requantize import requantize
+    from pygpt.convert.requantize import requantize
 
     write(f"{requantize(o.source, o.output, o.type)}\n")
 

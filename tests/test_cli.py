@@ -13,7 +13,6 @@ from conftest import gpt2_keys, gpt2_tensors, plain_signals, shared, write_gguf
 
 import pygpt as package
 from pygpt._lib import cpu_count
-from pygpt.model import BUNDLED
 
 
 def failed(done, status: int, *words: str) -> None:
@@ -194,7 +193,6 @@ def test_a_closed_stdout_is_no_crash(parrot):
     assert (done.returncode, done.stderr) == (0, b"")
 
 
-@pytest.mark.skipif(not os.path.exists(BUNDLED), reason="skipped: the bundled model has not been made yet")
 def test_the_bundled_model_speaks(pygpt):
     done = pygpt("generate", "ROMEO:", "-n", 40)
     assert done.returncode == 0 and len(done.stdout.decode()) == 40

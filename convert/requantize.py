@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from pygpt._lib import File, TensorInfo, Unsupported, dequantize, types
-from pygpt.convert.checkpoint import Checkpoint, Vocabulary
-from pygpt.convert.report import Report
-from pygpt.convert.writer import write
+
+from .checkpoint import Checkpoint, Vocabulary
+from .report import Report
+from .writer import write
 
 BLOCK = 1 << 20  # weights at a time
 WRITTEN_ANEW = (  # keys that the writer adds itself
