@@ -66,7 +66,7 @@ class Config:
     n_layer: int = 4
     n_head: int = 4
     n_embd: int = 256
-    dropout: float = 0.1
+    dropout: float = 0.25
     bias: bool = False
 
 
@@ -209,7 +209,7 @@ def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--text", type=Path, default=HERE / "input.txt", help="what to learn; any UTF-8 text")
     p.add_argument("--out", type=Path, default=HERE / "out", help="folder for ckpt.pt and meta.pkl")
-    p.add_argument("--steps", type=int, default=3000)
+    p.add_argument("--steps", type=int, default=2000)
     p.add_argument("--batch", type=int, default=32)
     p.add_argument("--lr", type=float, default=2e-3)
     p.add_argument("--weight-decay", type=float, default=0.1)
