@@ -53,7 +53,7 @@ run: .venv/run.stamp
 	.venv/bin/pygpt convert examples/shakespeare/ckpt.pt -o build/shakespeare.gguf
 	.venv/bin/pygpt generate "ROMEO:" -m build/shakespeare.gguf -n 400
 
-bench: .venv/run.stamp .venv/test.stamp
+bench: .venv/run.stamp .venv/test.stamp build/native/pool_test
 	.venv/bin/python bench/run.py
 
 wheel: .venv/run.stamp

@@ -160,6 +160,11 @@ def convert_large(folder: Path) -> list[str]:
     return [f"| {sizes[0]:,.0f} | {sizes[1]:,.0f} | {seconds:.1f} | {int(peak.stdout) * 1024 / 1e6:,.0f} |"]
 
 
+def pool_cost() -> str:
+    program = ROOT / "build" / "native" / "pool_test"
+    return subprocess.run([program, "--bench", str(THREADS)], capture_output=True, check=True, text=True).stdout.strip()
+
+
 def processor() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -178,7 +183,7 @@ def main() -> None:
     before = limits()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        begin = starts(2 * o.rounds)
+        begin, pool = starts(2 * o.rounds), pool_cost()
         race = race_pytorch(folder, o.rounds)
         types = table_of_types(folder, o.rounds)
         large = [] if o.skip_large else convert_large(folder)
@@ -211,6 +216,10 @@ in the processor's caches.
 | model | type | file MB | prompt | tokens/s | generated | tokens/s | GB/s |
 |---|---|---|---|---|---|---|---|
 {chr(10).join(types)}
+
+## The thread pool
+
+{pool} (medians of 101 batches of 1,000; a layer has five barriers, a token one run).
 
 ## From start to first token
 

@@ -1,6 +1,7 @@
 /* pool_test: threads, for ThreadSanitizer. The pool alone, then sessions of one model from several threads at once:
  *
  *     pool_test MODEL.gguf
+ *     pool_test --bench N                what a run and a barrier of N threads cost
  *
  * Every result is compared with the one of a single thread, bit by bit. Exits with 1 at the first difference.
  */
@@ -10,6 +11,7 @@
 #include <string.h>
 
 #include "base/base.h"
+#include "base/os.h"
 #include "base/pool.h"
 #include "pygpt.h"
 
@@ -167,9 +169,62 @@ static void sessions(const char *path) {
     free(text.logits);
 }
 
+/* ---- cost --------------------------------------------------------------------------------------------------------- */
+
+enum { BENCH_BATCHES = 101, BENCH_STEPS = 1000 };
+
+/* Counts the runs that had fewer workers than asked for, as they do on a busy machine: they would flatter the figure. */
+struct bench { struct pool *pool; int n; long alone; };
+
+static void almost_nothing(void *arg, int worker, int n) {
+    struct bench *b = arg;
+    if (worker == 0) b->alone += n != b->n;
+}
+
+static void barriers(void *arg, int worker, int n) {
+    struct bench *b = arg;
+    almost_nothing(arg, worker, n);
+    for (int i = 0; i < BENCH_STEPS; i++) pool_barrier(b->pool, worker, n);
+}
+
+static int by_size(const void *a, const void *b) {
+    double x = *(const double *)a, y = *(const double *)b;
+    return x < y ? -1 : x > y;
+}
+
+static double median(double *values) {
+    qsort(values, BENCH_BATCHES, sizeof *values, by_size);
+    return values[BENCH_BATCHES / 2];
+}
+
+static void bench(int n) {
+    double run[BENCH_BATCHES], barrier[BENCH_BATCHES];
+    struct pool *pool = pool_new(n);
+    struct bench b = {pool, n, 0};
+    expect(pool != NULL, "a pool");
+    for (int batch = 0; batch < BENCH_BATCHES; batch++) {
+        double start = os_seconds();
+        for (int i = 0; i < BENCH_STEPS; i++) pool_run(pool, n, almost_nothing, &b);
+        double middle = os_seconds();
+        pool_run(pool, n, barriers, &b);
+        run[batch] = (middle - start) / BENCH_STEPS * 1e9;
+        barrier[batch] = (os_seconds() - middle) / BENCH_STEPS * 1e9;
+    }
+    printf("%d threads: %.0f ns per run, %.0f ns per barrier", n, median(run), median(barrier));
+    if (b.alone) printf("; %ld runs went alone, because the machine is busy", b.alone);
+    puts("");
+    pool_free(pool);
+}
+
 int main(int argc, char **argv) {
+    if (argc == 3 && strcmp(argv[1], "--bench") == 0) {
+        int n = atoi(argv[2]);
+        expect(n >= 1 && n <= POOL_MAX, "a number of threads");
+        bench(n);
+        return 0;
+    }
     if (argc != 2) {
-        fprintf(stderr, "usage: pool_test MODEL.gguf\n");
+        fprintf(stderr, "usage: pool_test MODEL.gguf | --bench N\n");
         return 2;
     }
     pool_alone();
