@@ -6,7 +6,6 @@ One module per source makes a `Checkpoint` of a file, the writer writes it. Noth
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from importlib import import_module
@@ -46,6 +45,7 @@ def convert_checkpoint(
     progress     True: a bar on stderr if that is a terminal; or a function of (bytes written, bytes in all)
     """
     from .checkpoint import Input, Options
+    from .report import progress_shown
     from .writer import check_type, write
 
     check_type(type)
@@ -54,9 +54,10 @@ def convert_checkpoint(
     options = Options(*(None if name is None else os.fsdecode(name) for name in (meta, text)), gelu)
     with ExitStack() as stack:
         checkpoint = load(Input(path, stack), options)
-        if os.path.exists(target) and os.path.samefile(path, target):
-            raise BadArgument(f"{target}: the output is the checkpoint itself; name another with -o")
-        return write(checkpoint, target, type, show(progress, stack))
+        for name in filter(None, (path, options.meta, options.text)):
+            if os.path.exists(target) and os.path.exists(name) and os.path.samefile(name, target):
+                raise BadArgument(f"{target}: is an input too; name another output with -o")
+        return write(checkpoint, target, type, progress_shown(progress, stack))
 
 
 def find_file(src: str) -> str:
@@ -83,20 +84,3 @@ def load(source: Input, options: Options) -> Checkpoint:
     except OSError as error:
         raise Unreadable(f"{source.path}: cannot be read: {error.strerror or error}") from None
     raise Unsupported(f"{source.path}: {fingerprints.by_content(source)} (known: {', '.join(SOURCES)})")
-
-
-def show(progress: bool | Callable[[int, int], None], stack: ExitStack) -> Callable[[int, int], None] | None:
-    """A function to report progress to, if anybody looks."""
-    if callable(progress):
-        return progress
-    if not progress or not sys.stderr.isatty():
-        return None
-    from tqdm import tqdm
-
-    bar = stack.enter_context(tqdm(unit="B", unit_scale=True, desc="converting", leave=False))
-
-    def update(done: int, total: int) -> None:
-        bar.total = total
-        bar.update(done - bar.n)
-
-    return update

@@ -9,7 +9,10 @@ from pygpt._lib import BadFormat, NotFound, Unreadable
 from .checkpoint import Vocabulary
 from .unpickle import read_pickle, shown
 
-MAX_PADDING = 128  # ids beyond the vocabulary, where the model's size was rounded up by hand
+
+def round_up(n: int, multiple: int) -> int:
+    """Sizes are rounded up by hand sometimes; the ids beyond the vocabulary are padding."""
+    return -(-n // multiple) * multiple
 
 
 def from_meta(path: str, n_vocab: int) -> Vocabulary:
@@ -28,7 +31,7 @@ def from_meta(path: str, n_vocab: int) -> Vocabulary:
     if not all(type(entry) is str and entry for entry in entries):
         raise BadFormat(f"{path}: expected a character for each id from 0 to {len(itos) - 1} in 'itos', found others")
     n = len(entries)
-    padded = n < n_vocab and (meta.get("vocab_size") == n_vocab or (n_vocab % 8 == 0 and n_vocab - n < MAX_PADDING))
+    padded = n < n_vocab and n_vocab in (round_up(n, 64), round_up(n, 128))
     if n != n_vocab and not padded:
         raise BadFormat(
             f"{path}: expected a vocabulary of {n_vocab} ids as the checkpoint has, found {n}; "

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from pygpt._lib import BadArgument, BadFormat, NotFound
+from pygpt._lib import BadArgument, BadFormat, NotFound, Unsupported
 
 from . import characters, gpt2_bpe
 from .checkpoint import Checkpoint, Input, Options, Vocabulary, Weights, Zeros, find_above, whole_number
@@ -124,9 +124,13 @@ def bind(source: Input, n_layer: int, has_bias: bool, sizes: dict[str, int]) -> 
             continue
         tensors[ours] = tensor = find(source, theirs, shape)
         n_claimed += tensor.size
-    extra = f"transformer.h.{n_layer}.ln_1.weight"
-    if extra in source.weights:
-        raise BadFormat(f"{source.path}: model_args says {n_layer} layers, but the file holds {extra}")
+    known = {HEAD[0], *(theirs for theirs, _, _ in rows)}
+    masks = (".attn.bias", ".attn.masked_bias")  # causal masks of older PyTorch
+    if others := [name for name in source.weights if name not in known and not name.endswith(masks)]:
+        raise Unsupported(
+            f"{source.path}: expected the tensors of nanoGPT with {n_layer} layers and nothing else, found {others[0]} "
+            f"and {len(others) - 1} more; a changed model would come out wrong"
+        )
     untied = False
     if HEAD[0] in source.weights:
         head = find(source, HEAD[0], (sizes["V"], sizes["C"]))

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
+
+Progress = Callable[[int, int], None]  # bytes written, bytes in all
 
 
 @dataclass
@@ -36,3 +41,20 @@ def human(n: int) -> str:
         if n >= size:
             return f"{n / size:.2f} {unit}"
     return f"{n} "
+
+
+def progress_shown(progress: bool | Progress, stack: ExitStack) -> Progress | None:
+    """A function to report progress to, if anybody looks."""
+    if callable(progress):
+        return progress
+    if not progress or sys.stderr is None or not sys.stderr.isatty():
+        return None
+    from tqdm import tqdm
+
+    bar = stack.enter_context(tqdm(unit="B", unit_scale=True, desc="converting", leave=False))
+
+    def update(done: int, total: int) -> None:
+        bar.total = total
+        bar.update(done - bar.n)
+
+    return update

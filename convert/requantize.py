@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import ExitStack
 from os import PathLike, fspath
-from typing import Any
 
+import gguf
 import numpy as np
 
-from pygpt._lib import File, TensorInfo, Unsupported, dequantize, types
+from pygpt._lib import File, Keys, TensorInfo, Unsupported, dequantize, types
 
 from .checkpoint import Checkpoint, Vocabulary
-from .report import Report
+from .report import Progress, Report, progress_shown
 from .writer import write
 
 BLOCK = 1 << 20  # weights at a time
@@ -55,16 +56,17 @@ def requantize(
     source: str | PathLike[str],
     output: str | PathLike[str],
     type: str,
-    progress: Callable[[int, int], None] | None = None,
+    progress: bool | Progress = False,
 ) -> Report:
     """Writes the model file `source` as `output`, with weights of `type`; output appears when it is complete.
 
     Quantizing what is quantized already adds the errors of both. Raises pygpt.Error for what cannot be read or written.
     """
-    with File(source) as file:
+    with ExitStack() as stack, File(source) as file:
         architecture = file.keys.get("general.architecture")
         if not isinstance(architecture, str) or not file.tensors:
             raise Unsupported(f"{fspath(source)}: holds no model, so there is nothing to quantize")
+        assumptions = file.keys.get("pygpt.assumptions")
         tensors = {name: FileWeights(file, info) for name, info in file.tensors.items()}
         for tensor in tensors.values():
             tensor.check()
@@ -72,16 +74,19 @@ def requantize(
             source=str(file.keys.get("pygpt.source", "GGUF")),
             recognised_by="its header",
             architecture=architecture,
-            keys={name: _plain(name, file.keys[name]) for name in file.keys if name not in WRITTEN_ANEW},
+            keys={name: _typed(file.keys, name) for name in file.keys if name not in WRITTEN_ANEW},
             tensors=tensors,
             vocabulary=Vocabulary({}, "as it was"),
             summary=f"{architecture}, {len(tensors)} tensors",
-            assumptions=[str(line) for line in file.keys.get("pygpt.assumptions", [])],
+            assumptions=[str(line) for line in assumptions] if isinstance(assumptions, list) else [],
         )
-        return write(checkpoint, fspath(output), type, progress)
+        return write(checkpoint, fspath(output), type, progress_shown(progress, stack))
 
 
-def _plain(name: str, value: Any) -> Any:
-    if value.__class__ is int and not 0 <= value < 2**32:
-        raise Unsupported(f"the key {name} is {value}, which is not copied: only 0 to 2^32 - 1 are")
-    return value
+def _typed(keys: Keys, name: str) -> gguf.GGUFValue:
+    """A key's value with the type that it has in the file."""
+    number, is_array = keys.type(name)
+    kind = gguf.GGUFValueType(number)
+    if is_array:
+        return gguf.GGUFValue(keys[name], gguf.GGUFValueType.ARRAY, kind)
+    return gguf.GGUFValue(keys[name], kind)

@@ -10,7 +10,7 @@ import errno
 import os
 import secrets
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import gguf
@@ -19,13 +19,11 @@ import numpy as np
 from pygpt._lib import BadArgument, BadFormat, Error, Type, quantize, types
 
 from .checkpoint import Checkpoint, Weights
-from .report import Report
+from .report import Progress, Report
 
 FILE_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q8_0": 7, "bf16": 32}  # type of most tensors: general.file_type
 ADDED = ("position_embd.weight",)  # tables whose rows are added to the sum, never multiplied: at least f16
 HALF_MAX = 65504.0  # the largest float16, which is also what the blocks' scales are stored in
-
-Progress = Callable[[int, int], None]  # bytes written, bytes in all
 
 
 def choose_type(name: str, shape: tuple[int, ...], type: str, known: dict[str, Type], head: str) -> str:
@@ -125,7 +123,11 @@ def add_keys(writer: gguf.GGUFWriter, checkpoint: Checkpoint, type: str) -> None
     writer.add_file_type(FILE_TYPES[type])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     for key, value in keys.items():
-        add[value.__class__](key, value)  # an empty array is left out
+        if isinstance(value, gguf.GGUFValue):  # copied from a file, with its type
+            if value.value != []:  # which gguf cannot write
+                writer.add_key_value(key, value.value, value.type, value.sub_type)
+        else:
+            add[value.__class__](key, value)  # an empty array is left out
 
 
 def check_numbers(block: np.ndarray, tensor: Weights, type: str) -> None:

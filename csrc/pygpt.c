@@ -45,7 +45,7 @@ const char *gpt_type_name(int32_t id) { return id < 0 ? NULL : quant_name((uint3
 /* The type, if n weights make whole blocks of it. */
 static const struct quant *whole_blocks(int32_t id, int64_t n) {
     const struct quant *q = id < 0 ? NULL : quant_find((uint32_t)id);
-    if (!q) error_set(GPT_EUNSUPPORTED, "type number %d is not known", id);
+    if (!q) error_set(GPT_EUNSUPPORTED, "type %d (%s) cannot be computed here", id, gpt_type_name(id) ? gpt_type_name(id) : "unknown");
     else if (n < 0 || n % q->block) error_set(GPT_EINVAL, "%lld weights; type %s needs a multiple of %d", (long long)n, q->name, q->block);
     else return q;
     return NULL;

@@ -41,7 +41,8 @@ int gpt_isa_available(int i);            /* 1 if this processor can run it */
 const char *gpt_isa_current(void);       /* NULL if PYGPT_ISA names what is unknown or cannot run here */
 
 int gpt_cpu_count(void);                             /* processors that this process may use */
-double gpt_measure_read(int n_threads, double seconds);   /* bytes per second, all threads together, linear, from memory */
+double gpt_measure_read(int n_threads, double seconds);   /* bytes per second, all threads together, linear, from
+                                                      * memory; negative GPT_E... */
 double gpt_measure_mac(int n_threads, double seconds);    /* int8 multiply-adds per second of the current instruction set */
 int gpt_memory(int64_t *anonymous, int64_t *file);   /* resident bytes of this process; GPT_EUNSUPPORTED where unknown */
 
@@ -61,6 +62,8 @@ int gpt_quantize(int32_t id, const float *src, int64_t n, void *dst);
 int gpt_dequantize(int32_t id, const void *src, int64_t n, float *dst);
 
 /* ---- GGUF files, mapped and checked ------------------------------------------------------------------------------- */
+
+/* Replace a file by renaming another to its name: one that is cut short while it is open ends the process that reads it. */
 
 typedef struct gpt_file gpt_file;
 
@@ -144,7 +147,7 @@ enum { GPT_RUNNING = 0, GPT_ENDED_BY_ID = 1, GPT_ENDED_BY_CONTEXT = 2 };
 
 /* Applied in this order; the neutral values switch a step off. */
 struct gpt_sampling {
-    float repeat_penalty;    /* 1: off. Logits of tokens among the last repeat_window are divided (if > 0) or multiplied */
+    float repeat_penalty;    /* 1: off; 0.001 to 1000. Logits of tokens among the last repeat_window are divided (if > 0) or multiplied */
     int32_t repeat_window;
     float temperature;       /* 0: always the likeliest token, and what follows is ignored */
     int32_t top_k;           /* 0: off. Ties with the k-th are kept */
@@ -161,6 +164,8 @@ struct gpt_sampling {
 /* Continues one sequence of a session, which must be empty. The session belongs to the generator until it is freed. */
 gpt_generator *gpt_generator_new(gpt_session *session, int sequence, const struct gpt_sampling *sampling);
 void gpt_generator_free(gpt_generator *generator);
+/* Appends a prompt, or goes on after the text has ended. GPT_EFULL if ids do not fit behind what the context holds: on_full is
+ * for generated tokens only. */
 int gpt_generator_feed(gpt_generator *generator, const int32_t *ids, int n);
 /* Writes up to capacity ids and returns how many; comes back early after about `seconds`, or when the text has ended. */
 int gpt_generator_next(gpt_generator *generator, int32_t *ids, int capacity, double seconds);

@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 from array import array
 from collections.abc import Iterable, Iterator, Mapping
+from operator import index
 from os import PathLike, fsdecode, fsencode
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -76,10 +77,10 @@ def _sentence() -> str:
     return ffi.string(text).decode("utf-8", "replace") if text else "an error without a sentence"
 
 
-def _check(code: int) -> int:
-    """Passes a count on and raises what a negative code stands for."""
+def _check(code: Any) -> Any:
+    """Passes a count or a rate on and raises what a negative code stands for."""
     if code < 0:
-        raise ERRORS.get(code, Error)(_sentence())
+        raise ERRORS.get(int(code), Error)(_sentence())
     return code
 
 
@@ -89,12 +90,25 @@ def _text(pointer: Any) -> str:
 
 def ids_array(ids: Iterable[int]) -> array:
     """Token ids as an array of int32. Anything that Python takes for an integer will do."""
+    if isinstance(ids, (bytes, bytearray)):
+        raise BadArgument("token ids are a sequence of integers, and this is bytes: decode them to a str")
     if isinstance(ids, array) and ids.typecode == "i":
         return ids
     try:
         return array("i", list(ids))
     except (TypeError, OverflowError) as error:
         raise BadArgument(f"token ids are a sequence of integers, and this is none: {error}") from None
+
+
+def whole(name: str, value: Any, low: int, high: int = 2**31 - 1) -> int:
+    """value, if it is a whole number from low to high."""
+    try:
+        number = index(value)
+    except TypeError:
+        number = low - 1
+    if not low <= number <= high:
+        raise BadArgument(f"{name} must be a whole number from {low} to {high}, and {value!r} is not")
+    return number
 
 
 # ---- the machine -----------------------------------------------------------------------------------------------------
@@ -127,12 +141,12 @@ def memory() -> tuple[int, int]:
 
 def measure_read(threads: int = 0, seconds: float = 0.2) -> float:
     """Bytes per second that `threads` threads (0: every processor) read from memory together."""
-    return float(lib.gpt_measure_read(threads or cpu_count(), seconds))
+    return _check(lib.gpt_measure_read(threads or cpu_count(), seconds))
 
 
 def measure_mac(threads: int = 0, seconds: float = 0.2) -> float:
     """Multiply-adds of 8-bit integers per second, of the current instruction set."""
-    return float(lib.gpt_measure_mac(threads or cpu_count(), seconds))
+    return _check(lib.gpt_measure_mac(threads or cpu_count(), seconds))
 
 
 # ---- types of weights ------------------------------------------------------------------------------------------------
@@ -358,8 +372,8 @@ class ModelHandle:
     """A mapped model. Closing lets go of it; sessions that still use it keep it alive."""
 
     def __init__(self, path: str | PathLike[str], threads: int | None) -> None:
-        if threads is not None and not 1 <= threads <= MAX_THREADS:
-            raise BadArgument(f"threads must be 1 to {MAX_THREADS}, and {threads} is not")
+        if threads is not None:
+            threads = whole("threads", threads, 1, MAX_THREADS)
         self.path = fsdecode(path)
         self._pointer = _opened(lib.gpt_model_open(_path(path), threads or 0), lib.gpt_model_close)
         row = ffi.new("struct gpt_model_info *")
@@ -386,10 +400,13 @@ class SessionHandle:
     """One sequence's keys and values. Two threads that use it at once take turns."""
 
     def __init__(self, model: ModelHandle, n_ctx: int | None = None) -> None:
-        pointer = model.open()
-        self.n_ctx = n_ctx or model.info.n_ctx
-        self.n_vocab = model.info.n_vocab
-        self._pointer = _opened(lib.gpt_session_new(pointer, 1, n_ctx or 0), lib.gpt_session_free, keep=pointer)
+        self._begin(model.open(), model.info, n_ctx)
+
+    def _begin(self, model: Any, info: ModelInfo, n_ctx: int | None) -> None:
+        self._model, self._info = model, info
+        self.n_ctx = info.n_ctx if n_ctx is None else whole("n_ctx", n_ctx, 1, info.n_ctx)
+        self.n_vocab = info.n_vocab
+        self._pointer = _opened(lib.gpt_session_new(model, 1, self.n_ctx), lib.gpt_session_free, keep=model)
         self._lock = threading.Lock()
 
     def open(self) -> Any:
@@ -433,11 +450,15 @@ class SessionHandle:
 
     def rewind(self, length: int) -> None:
         with self._lock:
-            _check(lib.gpt_session_rewind(self.open(), 0, length))
+            _check(lib.gpt_session_rewind(self.open(), 0, whole("the length to rewind to", length, 0)))
 
-    def copy_to(self, other: SessionHandle) -> None:
+    def fork(self) -> SessionHandle:
+        """A second one with the same tokens, also after the model was closed."""
         with self._lock:
-            _check(lib.gpt_session_copy(self.open(), 0, other.open(), 0))
+            pointer, other = self.open(), SessionHandle.__new__(SessionHandle)
+            other._begin(self._model, self._info, self.n_ctx)
+            _check(lib.gpt_session_copy(pointer, 0, other.open(), 0))
+            return other
 
     def close(self) -> None:
         self._pointer = None

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable
 from time import perf_counter
@@ -15,7 +16,7 @@ from typing import Any, NoReturn
 from pygpt import __version__
 
 SEPARATOR = "---------------"  # between samples, as nanoGPT prints it
-MAX_THREADS = 256
+MAX_THREADS = 256  # of the core's pool; written here too, because importing it takes time
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -47,6 +48,8 @@ def fail(sentence: str) -> int:
 
 def say(sentence: str) -> None:
     """One line to stderr."""
+    if sys.stderr is None:  # print would write to stdout instead
+        return
     line = " ".join(f"pygpt: {sentence}".splitlines())
     try:
         print(line.encode("utf-8", "backslashreplace").decode(), file=sys.stderr, flush=True)
@@ -156,13 +159,15 @@ def run_info(o: argparse.Namespace) -> None:
         show("file", f"{o.model}, {size(file.bytes)}")
         for key in ("general.architecture", "general.name", "general.description"):
             if isinstance(file.keys.get(key), str):
-                show(key.removeprefix("general."), file.keys[key])
+                show(key.removeprefix("general."), repr(file.keys[key])[1:-1])  # it may hold what a terminal obeys
         for name, group in by_type.items():
             show(name, f"{len(group)} tensor{'s' * (len(group) > 1)}, {size(sum(t.bytes for t in group))}")
+        try:
+            used = _lib.isa_current()
+        except _lib.BadArgument:  # PYGPT_ISA names none; opening the model says so
+            used = None
         for name, ok in _lib.isas().items():
-            show(
-                f"kernels {name}", ("used" if name == _lib.isa_current() else "available") if ok else "not on this CPU"
-            )
+            show(f"kernels {name}", ("used" if name == used else "available") if ok else "not on this CPU")
         tokenizer = Tokenizer.from_keys(file.keys)
         show(
             "vocabulary", f"{tokenizer.n_vocab} ids, {tokenizer.kind}" if tokenizer.n_vocab else "none: token ids only"
@@ -212,7 +217,7 @@ def run_perplexity(o: argparse.Namespace) -> None:
     with open(o.textfile, "rb") as file:
         text = utf8(file.read(), repr(o.textfile))
     with open_model(o.model, o.threads) as model:
-        found = perplexity(model, text, o.windows, bar("perplexity", "window"))
+        found = perplexity(model, text, o.windows, bar("perplexity", "window"), o.unknown)
     show("tokens", f"{found.n_tokens} in {found.windows} window{'s' * (found.windows > 1)}, {found.n_bytes} bytes")
     show("nats per token", f"{found.nats_per_token:.5f}")
     show("perplexity", f"{found.perplexity:.4f}")
@@ -222,7 +227,7 @@ def run_perplexity(o: argparse.Namespace) -> None:
 def run_quantize(o: argparse.Namespace) -> None:
     from pygpt.convert.requantize import requantize
 
-    write(f"{requantize(o.source, o.output, o.type)}\n")
+    write(f"{requantize(o.source, o.output, o.type, progress=True)}\n")
 
 
 # ---- their words -----------------------------------------------------------------------------------------------------
@@ -276,10 +281,9 @@ def whole(low: int, high: int = 2**31 - 1) -> Callable[[str], int]:
     """A whole number from low to high."""
 
     def parse(text: str) -> int:
-        value = int(text) if text.lstrip("+-").isdecimal() and len(text) < 20 else low - 1
+        value = int(text) if re.fullmatch(r"[+-]?[0-9]{1,19}", text) else low - 1
         if not low <= value <= high:
-            words = f"of {low} or more" if high == 2**31 - 1 else f"from {low} to {high}"
-            raise argparse.ArgumentTypeError(f"expected a whole number {words}, found {text!r}")
+            raise argparse.ArgumentTypeError(f"expected a whole number from {low} to {high}, found {text!r}")
         return value
 
     return parse
@@ -304,6 +308,16 @@ def setting(name: str, number: Callable[[str], Any]) -> Callable[[str], Any]:
     return parse
 
 
+def type_name(text: str) -> str:
+    """A type of weights that the core knows."""
+    from pygpt._lib import BadArgument, find_type
+
+    try:
+        return find_type(text).name
+    except BadArgument as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
 def nonempty(text: str) -> str:
     if not text:
         raise argparse.ArgumentTypeError("a stop text must not be empty")
@@ -313,7 +327,7 @@ def nonempty(text: str) -> str:
 def arguments_convert(p: argparse.ArgumentParser) -> None:
     p.add_argument("source", metavar="SRC", help="a checkpoint: a file or a folder")
     p.add_argument("-o", "--output", metavar="OUT.gguf", help="default: beside the input")
-    p.add_argument("--type", default="q8_0", help="f32, f16, bf16, q8_0 (default) or q4_0")
+    p.add_argument("--type", type=type_name, default="q8_0", help="f32, f16, bf16, q8_0 (default) or q4_0")
     p.add_argument("--meta", metavar="META.pkl", help="the vocabulary that nanoGPT's data preparation wrote")
     p.add_argument("--text", metavar="INPUT.txt", help="the training text, to rebuild a character vocabulary from")
     p.add_argument("--gelu", choices=["erf", "tanh"], help="the GELU that the model was trained with")
@@ -360,13 +374,14 @@ def arguments_perplexity(p: argparse.ArgumentParser) -> None:
     p.add_argument("model", metavar="MODEL")
     p.add_argument("textfile", metavar="TEXTFILE")
     p.add_argument("--windows", metavar="N", type=whole(1), help="only the first N windows of the model's context")
+    p.add_argument("--unknown", choices=["error", "skip"], default="error", help="characters the vocabulary lacks")
     p.add_argument("-t", "--threads", metavar="THREADS", type=whole(1, MAX_THREADS), help="default: every processor")
 
 
 def arguments_quantize(p: argparse.ArgumentParser) -> None:
     p.add_argument("source", metavar="IN.gguf")
     p.add_argument("output", metavar="OUT.gguf")
-    p.add_argument("--type", required=True, help="f32, f16, bf16, q8_0 or q4_0")
+    p.add_argument("--type", type=type_name, required=True, help="f32, f16, bf16, q8_0 or q4_0")
 
 
 COMMANDS: dict[str, tuple[Callable, Callable, str]] = {

@@ -6,7 +6,7 @@ import random
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from math import exp, log
+from math import exp, inf, isfinite, log
 from statistics import median
 from time import perf_counter
 from typing import Any, NamedTuple
@@ -34,7 +34,7 @@ class Perplexity(NamedTuple):
 
     @property
     def perplexity(self) -> float:
-        return exp(self.nats_per_token)
+        return exp(self.nats_per_token) if self.nats_per_token < 700 else inf
 
     @property
     def bits_per_byte(self) -> float:
@@ -42,14 +42,19 @@ class Perplexity(NamedTuple):
 
 
 def perplexity(
-    model: Model, text: str, windows: int | None = None, progress: Callable[[Iterable], Iterable] = iter
+    model: Model,
+    text: str,
+    windows: int | None = None,
+    progress: Callable[[Iterable], Iterable] = iter,
+    unknown: str = "error",
 ) -> Perplexity:
     """Reads text in windows of n_ctx consecutive tokens without overlap, each of which predicts its tokens' successors.
 
     windows: only so many of them. The last one is shorter if the text is. progress: wraps the windows that are read.
+    unknown: "skip" drops characters that the vocabulary lacks.
     Raises pygpt.Error for a text of less than two tokens.
     """
-    ids = array("i", model.tokenizer.encode(text))
+    ids = array("i", model.tokenizer.encode(text, unknown=unknown))
     if len(ids) < 2:
         raise _lib.BadArgument(f"a text of {len(ids)} tokens has nothing to predict: it needs at least 2")
     n_ctx = model.info.n_ctx
@@ -66,6 +71,8 @@ def perplexity(
                 rows = logits[: len(wanted)]
                 session.append(ids[begin + i : begin + i + len(wanted)], 0, rows)
                 nats += _nats(rows, wanted)
+    if not isfinite(nats):
+        raise _lib.BadFormat(f"{model.path}: the model's logits are not numbers; its weights are damaged")
     n_bytes = sum(len(model.tokenizer.token_bytes(id)) * n for id, n in seen.items())
     return Perplexity(nats, seen.total(), max(n_bytes, 1), len(begins))
 

@@ -21,6 +21,7 @@ from pygpt._lib import (
     NotFound,
     SessionHandle,
     ids_array,
+    whole,
 )
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ class Sampling(NamedTuple):
 
 
 RANGES = {  # name: (what makes it a number, lowest, highest, in words)
-    "repeat_penalty": (float, 1e-6, 1e6, "a number above 0"),
+    "repeat_penalty": (float, 1e-3, 1e3, "a number from 0.001 to 1000"),
     "repeat_window": (index, 0, 2**31 - 1, "a whole number, 0 or more"),
     "temperature": (float, 0, 1e30, "a number, 0 or more"),
     "top_k": (index, 0, 2**31 - 1, "a whole number, 0 (off) or more"),
@@ -77,9 +78,8 @@ RANGES = {  # name: (what makes it a number, lowest, highest, in words)
 class Session:
     """One sequence of a model and its key/value cache. A context manager; made by Model.session()."""
 
-    def __init__(self, model: ModelHandle, n_ctx: int | None = None) -> None:
-        self._model = model
-        self._handle = SessionHandle(model, n_ctx)
+    def __init__(self, handle: SessionHandle) -> None:
+        self._handle = handle
 
     @property
     def length(self) -> int:
@@ -119,9 +119,7 @@ class Session:
 
     def fork(self) -> Session:
         """A second session that holds the same tokens and goes its own way."""
-        other = Session(self._model, self._handle.n_ctx)
-        self._handle.copy_to(other._handle)
-        return other
+        return Session(self._handle.fork())
 
     def close(self) -> None:
         """Frees the cache. Leaving a with block does so, and so does forgetting the session."""
@@ -167,16 +165,16 @@ class IdModel:
         import numpy as np
 
         tokens = ids_array(ids)
-        logits = np.empty((len(tokens), self.info.n_vocab), np.float32)
         self._fits(len(tokens))
+        logits = np.empty((len(tokens), self.info.n_vocab), np.float32)
         if tokens:
-            with Session(self._handle, len(tokens)) as session:
+            with Session(SessionHandle(self._handle, len(tokens))) as session:
                 session.append(tokens, 0, logits)
         return logits
 
     def session(self, n_ctx: int | None = None) -> Session:
         """A new, empty session that holds up to n_ctx tokens, by default the model's context."""
-        return Session(self._handle, n_ctx)
+        return Session(SessionHandle(self._handle, n_ctx))
 
     def generate_ids(
         self,
@@ -187,8 +185,8 @@ class IdModel:
         stop: Iterable[int] = (),
     ) -> IdStream:
         """Continues ids: an iterator of lists of ids, one list about every 0.03 s."""
-        if max_tokens is not None and max_tokens < 1:
-            raise BadArgument(f"the number of tokens to generate must be 1 or more, and {max_tokens} is not")
+        if max_tokens is not None:
+            max_tokens = whole("max_tokens", max_tokens, 1)
         tokens = ids_array(prompt)
         if not tokens:
             raise BadArgument("generating needs at least one id to start from")

@@ -101,6 +101,8 @@ class CharacterTokenizer(Tokenizer):
         self.characters = _strings(keys, "pygpt.tokenizer.characters")
         self.n_vocab = len(self.characters)
         self._ids = {text: id for id, text in enumerate(self.characters) if text}
+        if len(self._ids) < sum(map(bool, self.characters)):
+            raise BadFormat("pygpt.tokenizer.characters: expected each character once, found one twice; convert again")
         super().__init__(keys)
 
     def token_bytes(self, id: int) -> bytes:
@@ -135,8 +137,10 @@ class BPETokenizer(Tokenizer):
         self.n_vocab = len(self.tokens)
         self._merges = _strings(keys, "tokenizer.ggml.merges")
         self._types = keys.get("tokenizer.ggml.token_type", [1] * self.n_vocab)
-        if not isinstance(self._types, list) or len(self._types) != self.n_vocab:
+        if not isinstance(self._types, list) or len(self._types) != self.n_vocab or {*map(type, self._types)} - {int}:
             raise BadFormat(f"tokenizer.ggml.token_type is no list of {self.n_vocab} numbers, one per token")
+        if not all(0 < merge.find(" ") < len(merge) - 1 for merge in self._merges):
+            raise BadFormat("tokenizer.ggml.merges: expected two tokens with a space between in each entry")
         self._fast: Any = None
         super().__init__(keys)
 

@@ -8,8 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
-from conftest import gpt2_keys, gpt2_tensors, plain_signals, shared, write_gguf
+from conftest import character_keys, gpt2_keys, gpt2_tensors, plain_signals, shared, write_gguf
 
 import pygpt as package
 from pygpt._lib import cpu_count
@@ -359,7 +360,7 @@ def test_quantize_leaves_nothing_behind_when_it_fails(pygpt, random_model, tmp_p
     (tmp_path / "folder").mkdir()
     failed(pygpt("quantize", source, tmp_path / "folder", "--type", "q8_0"), 1, "folder")
     failed(pygpt("quantize", source, tmp_path / "nowhere" / "x.gguf", "--type", "q8_0"), 1, "nowhere")
-    failed(pygpt("quantize", source, tmp_path / "x.gguf", "--type", "q9"), 1, "q9", "q8_0")
+    failed(pygpt("quantize", source, tmp_path / "x.gguf", "--type", "q9"), 2, "q9", "q8_0")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["folder", "random.gguf"]
 
 
@@ -383,3 +384,32 @@ def test_the_command_is_installed_and_is_the_same_as_python_m(pygpt):
         pytest.skip("skipped: pygpt is not installed beside this Python")
     done = subprocess.run([command, "--version"], stdout=subprocess.PIPE, timeout=60)
     assert done.stdout == pygpt("--version").stdout
+
+
+@pytest.mark.parametrize("arguments", [["-t", "9"], ["--stats"], ["-m", "missing.gguf"]])
+def test_with_stderr_closed_nothing_but_text_goes_to_stdout(parrot, arguments):
+    model = [] if "-m" in arguments else ["-m", str(parrot("abc"))]
+    command = [sys.executable, "-m", "pygpt", "generate", "a", "-n", "5", *model, *arguments]
+    done = subprocess.run(command, stdout=subprocess.PIPE, preexec_fn=lambda: os.close(2), timeout=60)
+    assert done.stdout == (b"" if "-m" in arguments else b"bcabc")
+
+
+def test_perplexity_of_a_damaged_model_is_one_sentence(pygpt, tmp_path):
+    tensors = gpt2_tensors(3, 16, 32, 1, None)
+    tensors["token_embd.weight"][:] = np.nan
+    path = write_gguf(tmp_path / "nan.gguf", tensors, gpt2_keys(16, 32, 1) | character_keys("abc"))
+    (tmp_path / "text.txt").write_text("abcabc")
+    failed(pygpt("perplexity", path, tmp_path / "text.txt"), 1, "nan.gguf", "not numbers")
+
+
+def test_perplexity_may_skip_what_the_vocabulary_lacks(pygpt, parrot, tmp_path):
+    (tmp_path / "text.txt").write_text("abcXabc")
+    failed(pygpt("perplexity", parrot("abc"), tmp_path / "text.txt"), 1, "'X'", "--unknown skip")
+    assert pygpt("perplexity", parrot("abc"), tmp_path / "text.txt", "--unknown", "skip").returncode == 0
+
+
+def test_info_does_not_obey_what_a_file_says_to_terminals(pygpt, tmp_path):
+    keys = gpt2_keys(16, 32, 1) | character_keys("abc") | {"general.name": "evil\x1b[2J\nvocabulary 99"}
+    path = write_gguf(tmp_path / "evil.gguf", gpt2_tensors(3, 16, 32, 1, None), keys)
+    shown = pygpt("info", path).stdout
+    assert b"\x1b" not in shown and b"\nvocabulary 99" not in shown

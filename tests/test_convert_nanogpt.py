@@ -484,7 +484,7 @@ def test_things_that_are_no_weights_are_named(tmp_path):
     ("args", "match"),
     [
         ({"n_layer": 3}, "expected a tensor transformer.h.2.ln_1.weight, found none"),
-        ({"n_layer": 1}, "says 1 layers, but the file holds transformer.h.1.ln_1.weight"),
+        ({"n_layer": 1}, "with 1 layers and nothing else, found transformer.h.1.ln_1.weight"),
         ({"n_layer": 0}, "n_layer to be a whole number from 1 to 10000, found 0"),
         ({"n_layer": None}, "n_layer .* found None"),
         ({"n_layer": 1 << 70}, "found a huge number"),
@@ -560,7 +560,7 @@ def test_an_output_that_cannot_be_is_refused(tmp_path):
     options = {"text": tmp_path / "text.txt"}
     refused(path, "is a folder; name the file in it", out=tmp_path, **options)
     refused(path, "there is no folder .*; make it first", out=tmp_path / "none" / "x.gguf", **options)
-    refused(path, "is the checkpoint itself", out=path, **options)
+    refused(path, "is an input too", out=path, **options)
     refused(path, "is a device", out="/dev/null", **options)
     refused(path, "cannot be written: File name too long", out=tmp_path / ("x" * 300), **options)
     assert path.stat().st_size > 100_000
@@ -741,3 +741,18 @@ def test_damaged_checkpoints_give_a_sentence_or_a_file(tmp_path, kind):
     fuzz = Fuzz(tmp_path / "fuzz")
     results = [fuzz.run(kind, seed) for seed in range(75)]
     assert any(sentence != "converted" for sentence in results)
+
+
+@pytest.mark.parametrize("extra", ["lm_head.bias", "transformer.h.0.attn.q_norm.weight", "transformer.h.9.ln_1.weight"])
+def test_a_changed_nanogpt_is_refused_by_what_it_has_more(tmp_path, extra):
+    value = checkpoint()
+    value["model"][extra] = torch.zeros(65)
+    refused(save(tmp_path / "ckpt.pt", value), f"nothing else, found {extra}")
+
+
+def test_the_output_may_not_be_an_input(tmp_path):
+    meta, path = save_meta(tmp_path / "meta.pkl"), save(tmp_path / "ckpt.pt", checkpoint())
+    for out in (meta, path):
+        before = Path(out).read_bytes()
+        refused(path, "is an input too", out=out, meta=meta)
+        assert Path(out).read_bytes() == before

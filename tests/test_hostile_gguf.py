@@ -3,6 +3,7 @@
 import struct
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import character_keys, gpt2_keys, gpt2_tensors, write_gguf
 
@@ -127,6 +128,7 @@ SHAPES = {"n_ctx": 16, "n_embd": 32, "n_layer": 1}
         ("gpt2.attention.head_count", 3),
         ("gpt2.attention.layer_norm_epsilon", float("nan")),
         ("gpt2.attention.layer_norm_epsilon", 1),
+        ("gpt2.attention.layer_norm_epsilon", -5.0),
         ("pygpt.activation", "relu"),
         ("pygpt.activation", 5),
     ],
@@ -149,3 +151,22 @@ def test_a_missing_tensor_is_named(tmp_path, missing):
     tensors = {k: v for k, v in gpt2_tensors(3, 16, 32, 1, None).items() if k != missing}
     path = write_gguf(tmp_path / "attack.gguf", tensors, gpt2_keys(**SHAPES) | character_keys("abc"))
     assert missing in sentence_for(path, pygpt.Model)
+
+
+def test_weights_that_are_no_numbers_do_not_become_text(tmp_path):
+    """One scale of one block; quantizing the activations must not lose the NaN."""
+    tensors = gpt2_tensors(3, 16, 32, 1, np.random.default_rng(1))
+    path = write_gguf(tmp_path / "nan.gguf", tensors, gpt2_keys(**SHAPES) | character_keys("abc"), "q8_0")
+    with File(path) as file:
+        block = file.data("blk.0.ffn_down.weight").tobytes()[:34]
+    data = path.read_bytes()
+    assert data.count(block) == 1
+    path.write_bytes(data.replace(block, b"\0\x7e" + block[2:]))
+    with pygpt.Model(path) as model, pytest.raises(pygpt.Error, match="not numbers"):
+        model.complete("a", 5, seed=1)
+
+
+def test_a_tensor_that_nothing_reads_is_refused(tmp_path):
+    tensors = gpt2_tensors(3, 16, 32, 1, None) | {"blk.0.attn_qkv.biaX": np.ones(96)}
+    path = write_gguf(tmp_path / "attack.gguf", tensors, gpt2_keys(**SHAPES) | character_keys("abc"))
+    assert "cannot be left out" in sentence_for(path, pygpt.Model)

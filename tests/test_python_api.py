@@ -8,7 +8,7 @@ import threading
 
 import numpy as np
 import pytest
-from conftest import write_gguf
+from conftest import character_keys, gpt2_keys, gpt2_tensors, write_gguf
 
 import pygpt
 from pygpt import _lib
@@ -439,3 +439,46 @@ def test_perplexity_predicts_every_token_but_the_first_once(random_model):
         assert perplexity(model, text, windows=1).n_tokens == 16
         with pytest.raises(ValueError, match="at least 2"):
             perplexity(model, "a")
+
+
+def test_a_vocabulary_larger_than_the_model_is_refused(tmp_path):
+    path = write_gguf(
+        tmp_path / "m.gguf", gpt2_tensors(3, 16, 32, 1, None), gpt2_keys(16, 32, 1) | character_keys("abcd")
+    )
+    with pygpt.Model(path) as model, pytest.raises(pygpt.Error, match="4 entries.*3 ids"):
+        model.complete("a", 1)
+
+
+def test_a_character_with_two_ids_is_refused(tmp_path):
+    path = write_gguf(
+        tmp_path / "m.gguf", gpt2_tensors(3, 16, 32, 1, None), gpt2_keys(16, 32, 1) | character_keys("aab")
+    )
+    with pygpt.Model(path) as model, pytest.raises(pygpt.Error, match="twice"):
+        model.complete("a", 1)
+
+
+@pytest.mark.parametrize("prompt", [b"ab", None, 5, [1.5]])
+def test_a_prompt_that_is_neither_text_nor_ids_is_an_error(random_model, prompt):
+    with pygpt.Model(random_model()) as model, pytest.raises(pygpt.Error, match="integers"):
+        model.complete(prompt, 1)
+
+
+def test_far_too_many_ids_are_refused_before_memory_is_asked_for(random_model):
+    with pygpt.Model(random_model()) as model, pytest.raises(pygpt.Error, match="4000000.*16"):
+        model.logits([1] * 4_000_000)
+
+
+def test_a_session_forks_after_its_model_was_closed(random_model):
+    model = pygpt.Model(random_model())
+    session = model.session()
+    session.feed([1, 2])
+    model.close()
+    assert session.fork().length == 2
+
+
+def test_a_text_that_is_closed_has_ended(random_model):
+    with pygpt.Model(random_model()) as model:
+        text = model.generate("a", 50, seed=1)
+        next(text)
+        text.close()
+        assert list(text) == [] and text.finish == "closed"

@@ -24,7 +24,7 @@ unsigned cpu_features(void) {
         if (has_avxvnni()) features |= CPU_AVXVNNI;
     }
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vnni"))
+        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni"))
         features |= CPU_AVX512VNNI;
     return features;
 }

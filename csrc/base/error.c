@@ -3,7 +3,7 @@
 #include <stdarg.h>
 #include <stdio.h>
 
-static _Thread_local char sentence[1024];
+static _Thread_local char sentence[8192];            /* a path and two names, each as long as may be, and the reason */
 static _Thread_local int last_code;
 
 int error_set(int code, const char *format, ...) {

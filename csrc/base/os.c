@@ -62,7 +62,8 @@ double os_seconds(void) {
 int os_cpu_count(void) {
     cpu_set_t set;
     if (sched_getaffinity(0, sizeof set, &set) == 0 && CPU_COUNT(&set) > 0) return CPU_COUNT(&set);
-    return 1;
+    long n = sysconf(_SC_NPROCESSORS_ONLN);              /* more than a cpu_set_t can name */
+    return n > 0 ? (int)n : 1;
 }
 
 int os_memory(int64_t *anonymous, int64_t *file) {

@@ -50,7 +50,13 @@ static const double idle_spin_seconds = 50e-6;
 
 /* A child process has none of its parent's threads; pools notice by this count. */
 static atomic_uint fork_count;
-static void count_fork(void) { atomic_fetch_add(&fork_count, 1); }
+static pthread_mutex_t restart = PTHREAD_MUTEX_INITIALIZER;      /* two threads of a child must not both start workers */
+
+static void count_fork(void) {
+    pthread_mutex_init(&restart, NULL);
+    atomic_fetch_add(&fork_count, 1);
+}
+
 static void watch_forks(void) { pthread_atfork(NULL, NULL, count_fork); }
 
 /* One look further, kept in a waiting loop: pauses at first, then gives the processor away, and says since when. */
@@ -181,10 +187,12 @@ void pool_free(struct pool *pool) {
 int pool_size(const struct pool *pool) { return pool->size; }
 
 void pool_lock(struct pool *pool) {
+    pthread_mutex_lock(&restart);
     if (pool->forks != atomic_load(&fork_count)) {     /* whoever held these in the parent does not exist here */
         pthread_mutex_init(&pool->turn, NULL);
         pool->size = start_workers(pool, pool->size);
     }
+    pthread_mutex_unlock(&restart);
     pthread_mutex_lock(&pool->turn);
 }
 

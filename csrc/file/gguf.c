@@ -83,13 +83,18 @@ static uint64_t scalar_bytes(uint32_t type) {
     return type < countof(bytes) ? bytes[type] : 0;
 }
 
+static int too_many(const struct cursor *c, const struct gpt_key *key, uint64_t count) {
+    return error_set(GPT_EFORMAT, "%s: key %s claims %llu values, more than the %llu bytes that are left can hold; the file is "
+                     "truncated or damaged", c->path, key->name, (unsigned long long)count, (unsigned long long)c->left);
+}
+
 static int take_values(struct cursor *c, struct gpt_key *key, uint32_t type, uint64_t count) {
     uint64_t bytes = scalar_bytes(type);
     key->type = (int32_t)type;
     if (type == GPT_STRING) {
         const char *text;
         uint64_t length;
-        if (count > c->left / 8) return take(c, UINT64_MAX) ? GPT_OK : GPT_EFORMAT;    /* each has at least its length */
+        if (count > c->left / 8) return too_many(c, key, count);      /* each has at least its length */
         key->data = c->at;
         for (uint64_t i = 0; i < count; i++)
             if (take_string(c, &text, &length)) return GPT_EFORMAT;
@@ -97,7 +102,7 @@ static int take_values(struct cursor *c, struct gpt_key *key, uint32_t type, uin
         return error_set(GPT_EFORMAT, "%s: key %s has values of type %u, which is not among GGUF's (nested arrays are not supported); "
                          "the file is damaged or newer than this version", c->path, key->name, type);
     } else {
-        if (count > c->left / bytes) return take(c, UINT64_MAX) ? GPT_OK : GPT_EFORMAT;
+        if (count > c->left / bytes) return too_many(c, key, count);
         key->data = take(c, count * bytes);
         if (!key->data) return GPT_EFORMAT;
     }

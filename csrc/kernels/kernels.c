@@ -13,7 +13,7 @@ const struct isa isas[] = {
     {"avx2", CPU_AVX2, 0, kernels_init_avx2},                        /* Haswell (2013), Zen (2017) */
     {"avxvnni", CPU_AVX2 | CPU_AVXVNNI, 1, kernels_init_avxvnni},    /* Alder Lake (2021), laptops without AVX-512 */
     {"avx512ymm", CPU_AVX2 | CPU_AVX512VNNI, 1, kernels_init_avx512ymm},   /* avxvnni's source in AVX-512's spelling */
-    {"avx512vnni", CPU_AVX2 | CPU_AVX512VNNI, 1, kernels_init_avx512vnni}, /* Ice Lake (2019), Zen 4 (2022) */
+    {"avx512vnni", CPU_AVX2 | CPU_AVX512VNNI, 1, kernels_init_avx512vnni}, /* Cascade Lake (2019), Zen 4 (2022) */
 #elif defined(__aarch64__) && !(defined(__clang__) && __clang_major__ < 17)      /* older ones lack these targets */
     {"dotprod", CPU_DOTPROD, 0, kernels_init_dotprod},               /* Cortex-A76 (2018), Apple M1 (2020) */
     {"i8mm", CPU_DOTPROD | CPU_I8MM, 1, kernels_init_i8mm},          /* Neoverse V1 (2021), Apple M2 (2022) */

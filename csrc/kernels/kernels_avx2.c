@@ -22,10 +22,10 @@ TARGET static inline __m256i dot4(__m256i sum, __m256i w, __m256i a) {
 
 /* ---- activations ---- */
 
-TARGET static inline float max8(__m256 v) {
-    __m128 half = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
-    half = _mm_max_ps(half, _mm_movehl_ps(half, half));
-    return _mm_cvtss_f32(_mm_max_ss(half, _mm_movehdup_ps(half)));
+TARGET static inline float max8(__m256i v) {
+    __m128i half = _mm_max_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
+    half = _mm_max_epi32(half, _mm_shuffle_epi32(half, 0x4e));
+    return _mm_cvtss_f32(_mm_castsi128_ps(_mm_max_epi32(half, _mm_shuffle_epi32(half, 0xb1))));
 }
 
 /* One block of 32: q, and its sum as a result. Numbers that fit no int8 (they come of NaN and infinity) are cut to their low
@@ -49,11 +49,11 @@ TARGET static void act_q8_avx2(const float *x, int64_t n, void *act) {
     int8_t *q = act;
     float *d = (float *)(q + act_q8_d(n));
     int32_t *sum = (int32_t *)(q + act_q8_sum(n));
-    const __m256 magnitude = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fffffff));
+    const __m256i magnitude = _mm256_set1_epi32(0x7fffffff);
     for (int64_t b = 0; b < n / 32; b++, x += 32) {
-        __m256 max = _mm256_setzero_ps();
-        for (int i = 0; i < 4; i++)      /* of a NaN and a number, VMAXPS gives its second operand: NaNs are passed over */
-            max = _mm256_max_ps(_mm256_and_ps(_mm256_loadu_ps(x + 8 * i), magnitude), max);
+        __m256i max = _mm256_setzero_si256();
+        for (int i = 0; i < 4; i++)      /* as integers, in whose order NaN stands above all numbers: it makes d NaN */
+            max = _mm256_max_epi32(max, _mm256_and_si256(load_32(x + 8 * i), magnitude));
         float m = max8(max);
         d[b] = m / 127.0f;
         sum[b] = quantize_block(x, m >= 0x1p-119f ? 127.0f / m : 0, q + b * 32);

@@ -1,11 +1,11 @@
-/* AVX-512 with VNNI: Ice Lake, Zen 4. Matrices in 512 bits, but for one or two tokens. What is not matrices stays with avx2: a
+/* AVX-512 with VNNI: Cascade Lake, Ice Lake, Zen 4. Matrices in 512 bits, but for one or two tokens. What is not matrices stays with avx2: a
  * Zen 4 does two operations of 256 bits in the time of one of 512. */
 #if defined(__x86_64__)
 #include <immintrin.h>
 
 #include "kernels/kernels.h"
 
-#define TARGET __attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vbmi,avx512vnni")))
+#define TARGET __attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")))
 #define ISA(op) op##_avx512vnni
 
 /* ---- one or two tokens ---- */

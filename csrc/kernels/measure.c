@@ -15,7 +15,7 @@ struct measure {
     const struct kernels *k;
     const uint8_t *memory;
     double seconds, amount[POOL_MAX];
-    volatile uint64_t sink;              /* so that the reads are not optimized away */
+    volatile uint64_t sink[POOL_MAX];    /* so that the reads are not optimized away */
 };
 
 /* Sums of 64-bit words in eight lanes: as many loads as the compiler's vectors allow. */
@@ -37,7 +37,7 @@ static void read_main(void *arg, int index, int n) {
         bytes += PIECE;
         now = os_seconds();
     }
-    m->sink = m->sink + sum;
+    m->sink[index] = sum;
     m->amount[index] = bytes / (now - start);
 }
 
@@ -50,6 +50,7 @@ static void mac_main(void *arg, int index, int n) {
 }
 
 static double measure(int n_threads, pool_fn *fn, struct measure *m) {
+    if (!(m->seconds > 0)) return error_set(GPT_EINVAL, "%g seconds; expected more than 0", m->seconds);
     struct pool *pool = pool_new(n_threads);
     double total = 0;
     if (!pool) return error_code();

@@ -33,7 +33,7 @@ static int read_hparams(struct gpt_model *m) {
     struct hparams *h = &m->h;
     const struct gpt_tensor *tokens = gguf_find_tensor(m->file, "token_embd.weight");
     int rc;
-    if (!tokens || tokens->shape[1] > INT32_MAX)
+    if (!tokens || tokens->shape[1] > 1 << 24)
         return error_set(GPT_EFORMAT, "%s: has no usable tensor token_embd.weight; it is incomplete, convert it again", gguf_path(m->file));
     h->n_vocab = (int)tokens->shape[1];
     if ((rc = model_key_int(m, "context_length", 1, 1 << 24, &h->n_ctx)) || (rc = model_key_int(m, "block_count", 1, 1 << 16, &h->n_layer)) ||
@@ -42,6 +42,9 @@ static int read_hparams(struct gpt_model *m) {
         (rc = model_key_int(m, "attention.head_count", 1, 1 << 16, &h->n_head)) ||
         (rc = model_key_float(m, "attention.layer_norm_epsilon", &h->norm_eps)))
         return rc;
+    if (!(h->norm_eps >= 0 && h->norm_eps <= 1))
+        return error_set(GPT_EFORMAT, "%s: layer_norm_epsilon is %g; expected 0 to 1; the file is damaged", gguf_path(m->file),
+                         (double)h->norm_eps);
     if (h->n_embd % h->n_head)
         return error_set(GPT_EFORMAT, "%s: %d heads do not divide a width of %d; the file is damaged", gguf_path(m->file), h->n_head, h->n_embd);
     if (h->n_layer > gguf_n_tensors(m->file))

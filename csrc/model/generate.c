@@ -77,7 +77,7 @@ static int catch_up(struct gpt_generator *g) {
         g->state = GPT_ENDED_BY_CONTEXT;
         return GPT_OK;
     }
-    int64_t keep = on_full == GPT_FULL_EXACT ? n_ctx : i64_max(1, n_ctx / 2);
+    int64_t keep = i64_min(g->n_history, on_full == GPT_FULL_EXACT ? n_ctx : i64_max(1, n_ctx / 2));
     session_rewind(g->session, g->sequence, 0);
     return evaluate(g, g->n_history - keep);
 }
@@ -98,8 +98,8 @@ int generator_feed(struct gpt_generator *g, const int32_t *ids, int n) {
     int rc = GPT_OK;
     if (n < 1) return error_set(GPT_EINVAL, "a prompt of %d tokens; expected at least 1", n);
     if (length + n > g->session->kv.n_ctx)
-        return error_set(GPT_EFULL, "the prompt has %lld tokens, but the context holds %d; shorten it", (long long)(length + n),
-                         g->session->kv.n_ctx);
+        return error_set(GPT_EFULL, "%d more tokens after %lld do not fit into a context of %d; shorten the prompt", n,
+                         (long long)length, g->session->kv.n_ctx);
     for (int i = 0; i < n && !rc; i++) {
         if (ids[i] < 0 || ids[i] >= g->session->model->h.n_vocab)
             rc = error_set(GPT_EINVAL, "token %d at place %d of the prompt; this model has 0 to %d", ids[i], i, g->session->model->h.n_vocab - 1);
@@ -107,6 +107,7 @@ int generator_feed(struct gpt_generator *g, const int32_t *ids, int n) {
     }
     if (!rc) rc = catch_up(g);
     if (rc) g->n_history = before;
+    else g->state = GPT_RUNNING;
     return rc;
 }
 
@@ -116,12 +117,12 @@ int generator_next(struct gpt_generator *g, int32_t *ids, int capacity, double s
     if (g->n_history == 0) return error_set(GPT_EINVAL, "nothing to continue; feed a prompt first");
     while (n < capacity && g->state == GPT_RUNNING) {
         int rc = catch_up(g);
-        if (rc) return rc;
+        if (rc) return n ? n : rc;                       /* what there is first: the next call fails again */
         if (g->state != GPT_RUNNING) break;
         int id = sampler_pick(&g->sampler, g->logits, g->history, g->n_history, g->draws++);
-        if (id < 0) return id;
+        if (id < 0) return n ? n : id;
         if (sampler_stops(&g->sampler, id)) g->state = GPT_ENDED_BY_ID;
-        else if ((rc = append(g, id))) return rc;
+        else if ((rc = append(g, id))) return n ? n : rc;
         else ids[n++] = id;
         if (os_seconds() >= end) break;
     }

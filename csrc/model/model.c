@@ -59,6 +59,7 @@ static int bind_one(struct gpt_model *m, const struct binding *b, int layer, voi
     if (t->shape[0] != b->n_in || t->shape[1] != b->n_out || t->shape[2] != 1 || t->shape[3] != 1)
         return error_set(GPT_EFORMAT, "%s: tensor %s has shape (%lld, %lld); expected (%lld, %lld); the file is damaged",
                          gguf_path(m->file), name, (long long)t->shape[1], (long long)t->shape[0], (long long)b->n_out, (long long)b->n_in);
+    m->n_bound++;
     void *field = (char *)fields + b->offset;
     if (b->kind == BIND_VECTOR) return bind_vector(m, t, field);
     const struct quant *q = quant_find((uint32_t)t->type);
@@ -96,18 +97,28 @@ static int work_init(struct work *w, const struct hparams *h, int n_workers) {
 
 /* ---- opening ---- */
 
+/* A bias of zeros is what a model without biases is written with: no parameter. */
+static int is_absent_bias(const struct gpt_tensor *t) {
+    if (t->n_dims > 1) return 0;
+    for (int64_t i = 0; i < t->bytes; i++)
+        if (((const char *)t->data)[i]) return 0;
+    return 1;
+}
+
 static int find_arch(struct gpt_model *m) {
     const char *text;
     int64_t length;
+    char known[256] = "";
     if (gguf_n_tensors(m->file) == 0)
         return error_set(GPT_EUNSUPPORTED, "%s: holds no tensors, only keys (a vocabulary?); expected a model", gguf_path(m->file));
     int rc = gguf_string(m->file, "general.architecture", &text, &length);
     if (rc) return rc;
     for (int i = 0; i < n_archs; i++)
         if ((int64_t)strlen(archs[i]->name) == length && memcmp(archs[i]->name, text, (size_t)length) == 0) m->arch = archs[i];
+    for (int i = 0; i < n_archs; i++) strncat(strncat(known, i ? ", " : "", 2), archs[i]->name, 32);
     if (!m->arch)
         return error_set(GPT_EUNSUPPORTED, "%s: its architecture is %.*s, which is not supported yet; supported: %s",
-                         gguf_path(m->file), (int)i64_min(length, 64), text, archs[0]->name);
+                         gguf_path(m->file), (int)i64_min(length, 64), text, known);
     return GPT_OK;
 }
 
@@ -122,11 +133,16 @@ struct gpt_model *model_open(const char *path, int n_threads) {
     kernels_init(&m->k, isa);
     m->file = gguf_open(path);
     if (!m->file || find_arch(m) || m->arch->load(m)) goto fail;
+    if (m->n_bound != gguf_n_tensors(m->file)) {
+        error_set(GPT_EUNSUPPORTED, "%s: has %lld tensors, of which %s knows %lld; what the others do cannot be left out", path,
+                  (long long)gguf_n_tensors(m->file), m->arch->name, (long long)m->n_bound);
+        goto fail;
+    }
     for (int64_t i = 0; i < gguf_n_tensors(m->file); i++) {
         const struct gpt_tensor *t = gguf_tensor(m->file, i);
-        m->n_params += t->shape[0] * t->shape[1] * t->shape[2] * t->shape[3];
+        if (!is_absent_bias(t)) m->n_params += t->shape[0] * t->shape[1] * t->shape[2] * t->shape[3];
     }
-    m->pool = pool_new(n_threads > 0 ? n_threads : (int)i64_min(os_cpu_count(), POOL_MAX));
+    m->pool = pool_new(n_threads ? n_threads : (int)i64_min(os_cpu_count(), POOL_MAX));
     if (!m->pool || work_init(&m->work, &m->h, pool_size(m->pool))) goto fail;
     return m;
 fail:

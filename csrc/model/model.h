@@ -74,7 +74,8 @@ struct gpt_model {
     void *layers;            /* the architecture's own structures */
     float **converted;       /* vectors that were not f32 in the file */
     int n_converted;
-    int64_t n_params;
+    int64_t n_bound;         /* tensors of the file that are fields now */
+    int64_t n_params;        /* without biases of zeros */
     int64_t step_bytes;      /* weights that a step reads */
 };
 

@@ -39,7 +39,7 @@ struct input op_input(const struct worker *w, const float *x, const struct norm 
     const struct gpt_model *m = w->step->model;
     int64_t n_in = for_->n_in;
     int quantized = for_->type->act == ACT_Q8, alone = n <= MODEL_FEW;
-    if (!norm && !quantized) return (struct input){x, (size_t)n_in * sizeof(float), NULL, 0, n};
+    if (!norm && !quantized && !pick) return (struct input){x, (size_t)n_in * sizeof(float), NULL, 0, n};
 
     float *floats = alone ? (float *)own_memory(w) : m->work.in;
     char *q8 = alone ? own_q8(w) : m->work.act;
@@ -50,6 +50,8 @@ struct input op_input(const struct worker *w, const float *x, const struct norm 
         if (norm) {
             m->k.layer_norm(from, norm->weight, norm->bias, m->h.norm_eps, n_in, floats + t * n_in);
             from = floats + t * n_in;
+        } else if (!quantized) {
+            memcpy(floats + t * n_in, from, (size_t)n_in * sizeof *from);
         }
         if (quantized) m->k.act_q8(from, n_in, q8 + (size_t)t * q8_stride);
     }
@@ -59,7 +61,7 @@ struct input op_input(const struct worker *w, const float *x, const struct norm 
 
 struct range op_linear(const struct worker *w, const struct weight *weight, const float *bias, struct input in, float *y, size_t y_stride) {
     const struct kernels *k = &w->step->model->k;
-    struct range mine = range_part(weight->n_out, 16, w->index, w->n);     /* 16 floats: no two workers write one cache line */
+    struct range mine = range_part(weight->n_out, 16, w->index, w->n);     /* 16 floats: workers seldom share a cache line */
     if (mine.begin == mine.end) return mine;
     int quantized = weight->type->act == ACT_Q8;
     k->matmul[weight->type->id](&(struct matmul){

@@ -32,8 +32,8 @@ static int check_options(const struct gpt_sampling *o) {
     if (o->top_k < 0) return error_set(GPT_EINVAL, "top_k is %d; expected 0 (off) or more", o->top_k);
     if (!(o->top_p > 0 && o->top_p <= 1)) return error_set(GPT_EINVAL, "top_p is %g; expected more than 0 and at most 1 (off)", (double)o->top_p);
     if (!(o->min_p >= 0 && o->min_p <= 1)) return error_set(GPT_EINVAL, "min_p is %g; expected 0 (off) to 1", (double)o->min_p);
-    if (!(o->repeat_penalty > 0) || !isfinite(o->repeat_penalty))
-        return error_set(GPT_EINVAL, "repeat_penalty is %g; expected more than 0; 1 is off", (double)o->repeat_penalty);
+    if (!(o->repeat_penalty >= 1e-3f && o->repeat_penalty <= 1e3f))
+        return error_set(GPT_EINVAL, "repeat_penalty is %g; expected 0.001 to 1000; 1 is off", (double)o->repeat_penalty);
     if (o->repeat_window < 0) return error_set(GPT_EINVAL, "repeat_window is %d; expected 0 or more", o->repeat_window);
     return GPT_OK;
 }
@@ -41,6 +41,7 @@ static int check_options(const struct gpt_sampling *o) {
 static int copy_ids(const int32_t **list, int32_t n, int n_vocab, const char *what) {
     const int32_t *ids = *list;
     *list = NULL;
+    if (n < 0 || (n > 0 && !ids)) return error_set(GPT_EINVAL, "%d %s ids; expected 0 or more and a list of them", n, what);
     for (int32_t i = 0; i < n; i++)
         if (ids[i] < 0 || ids[i] >= n_vocab)
             return error_set(GPT_EINVAL, "%s id %d; this model has 0 to %d", what, ids[i], n_vocab - 1);
@@ -88,13 +89,11 @@ int sampler_stops(const struct sampler *s, int id) {
 /* ---- the steps ---- */
 
 /* Keskar et al. 2019, "CTRL", section 4.1: each token that occurred counts once, however often it did. */
-static void penalize(const struct gpt_sampling *o, float *logits, const int32_t *history, int64_t n) {
-    int64_t begin = i64_max(0, n - o->repeat_window);
-    for (int64_t i = begin; i < n; i++) {
-        int seen = 0;
-        for (int64_t j = begin; j < i && !seen; j++) seen = history[j] == history[i];
-        if (!seen) logits[history[i]] *= logits[history[i]] > 0 ? 1 / o->repeat_penalty : o->repeat_penalty;
-    }
+static void penalize(const struct gpt_sampling *o, struct candidate *seen, float *logits, const int32_t *history, int64_t n) {
+    const int32_t *recent = history + i64_max(0, n - o->repeat_window), *end = history + n;
+    for (const int32_t *id = recent; id < end; id++) seen[*id].id = 0;
+    for (const int32_t *id = recent; id < end; id++)
+        if (!seen[*id].id++) logits[*id] *= logits[*id] > 0 ? 1 / o->repeat_penalty : o->repeat_penalty;
 }
 
 static int argmax(const float *logits, int n) {
@@ -131,11 +130,14 @@ static int by_probability(const void *a, const void *b) {
 }
 
 static int keep_top_p(struct candidate *c, int n, double total, float top_p) {
-    double sum = 0;
-    qsort(c, (size_t)n, sizeof *c, by_probability);
+    double sum = 0, least = 0.999 * (1 - (double)top_p) * total / n;     /* n tokens below it cannot make up what is left out */
+    int kept = 0;
     for (int i = 0; i < n; i++)
+        if ((double)c[i].p >= least) c[kept++] = c[i];
+    qsort(c, (size_t)kept, sizeof *c, by_probability);
+    for (int i = 0; i < kept; i++)
         if ((sum += (double)c[i].p) >= (double)top_p * total) return i + 1;
-    return n;
+    return kept;
 }
 
 static int keep_min_p(struct candidate *c, int n, float min_p) {
@@ -154,9 +156,11 @@ static double total_of(const struct candidate *c, int n) {
 int sampler_pick(struct sampler *s, float *logits, const int32_t *history, int64_t n_history, uint64_t draw) {
     const struct gpt_sampling *o = &s->options;
     struct candidate *c = s->candidates;
-    if (o->repeat_penalty != 1) penalize(o, logits, history, n_history);
+    if (o->repeat_penalty != 1) penalize(o, c, logits, history, n_history);
+    int likeliest = argmax(logits, s->n_vocab);
     for (int i = 0; i < o->n_banned; i++) logits[o->banned[i]] = -INFINITY;
     int best = argmax(logits, s->n_vocab), n = 0;
+    if (best < 0 && likeliest >= 0) return error_set(GPT_EINVAL, "every token that could be chosen is banned; ban fewer");
     if (best < 0 || !isfinite(logits[best]))
         return error_set(GPT_EFORMAT, "the model's logits are not numbers; its weights are damaged, fetch or convert it again");
     if (o->temperature == 0) return best;

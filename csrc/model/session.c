@@ -85,16 +85,16 @@ int session_eval(struct gpt_session *s, const struct gpt_row *rows, int n_rows, 
         if (rows[i].logits && !logits) return error_set(GPT_EINVAL, "row %d wants logits, but there is no place for them", i);
     int rc = append_rows(s, rows, n_rows);
     if (rc) return rc;
-    pool_lock(s->model->pool);
     for (int done = 0; done < n_rows; done += MODEL_BATCH) {
         struct step step = {.model = s->model, .kv = &s->kv, .rows = rows + done, .logits = logits};
         step.n_rows = (int)i64_min(MODEL_BATCH, n_rows - done);
         for (int t = 0; t < step.n_rows; t++)
             if (step.rows[t].logits) step.wanted[step.n_wanted++] = t;
+        pool_lock(s->model->pool);                       /* other sessions get their turns between our steps */
         pool_run(s->model->pool, step_workers(s->model, step.n_rows), step_main, &step);
+        pool_unlock(s->model->pool);
         if (logits) logits += (size_t)step.n_wanted * (size_t)s->model->h.n_vocab;
     }
-    pool_unlock(s->model->pool);
     return GPT_OK;
 }
 

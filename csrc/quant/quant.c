@@ -31,7 +31,8 @@ void act_q8_quantize(const float *x, int64_t n, void *act) {
     int32_t *sum = (int32_t *)((char *)act + act_q8_sum(n));
     for (int64_t b = 0; b < n / 32; b++) {
         float max = 0;
-        for (int j = 0; j < 32; j++) max = fmaxf(max, fabsf(x[b * 32 + j]));
+        for (int j = 0; j < 32; j++)                         /* a NaN stays, and makes d NaN */
+            if (!(fabsf(x[b * 32 + j]) <= max) && !isnan(max)) max = fabsf(x[b * 32 + j]);
         float scale = max >= 0x1p-119f ? 127.0f / max : 0;         /* 127 / max of a smaller one may be infinite */
         int32_t s = 0;
         for (int j = 0; j < 32; j++) s += q[b * 32 + j] = (int8_t)lrintf(x[b * 32 + j] * scale);

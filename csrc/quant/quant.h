@@ -22,7 +22,7 @@ enum activation {
  *
  * value = d[i/32] * q[i], sum[b] = the sum of the q of block b. The vector starts at a multiple of 64 bytes.
  * d = max|x| / 127 and q = x * (127 / max|x|), rounded to nearest even, so every instruction set writes the same bytes; q = 0 where
- * max|x| is below 2^-119.
+ * max|x| is below 2^-119. Where x holds a NaN, d is NaN.
  */
 static inline size_t act_q8_d(int64_t n) { return (size_t)round_up(n, 64); }                              /* offset of d */
 static inline size_t act_q8_sum(int64_t n) { return act_q8_d(n) + (size_t)round_up(n / 32 * 4, 64); }     /* of sum */

@@ -66,7 +66,7 @@ class Config:
     n_layer: int = 4
     n_head: int = 4
     n_embd: int = 256
-    dropout: float = 0.25
+    dropout: float = 0.1
     bias: bool = False
 
 
@@ -209,18 +209,22 @@ def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--text", type=Path, default=HERE / "input.txt", help="what to learn; any UTF-8 text")
     p.add_argument("--out", type=Path, default=HERE / "out", help="folder for ckpt.pt and meta.pkl")
-    p.add_argument("--steps", type=int, default=2000)
+    p.add_argument("--steps", type=int, default=3000)
     p.add_argument("--batch", type=int, default=32)
     p.add_argument("--lr", type=float, default=2e-3)
     p.add_argument("--weight-decay", type=float, default=0.1)
     p.add_argument("--average", type=float, default=0.99, help="the saved weights are a running mean with this memory")
+    p.add_argument("--dropout", type=float, default=Config.dropout)
+    p.add_argument("--resume", type=Path, help="a checkpoint to go on from; its optimizer starts anew")
     p.add_argument("--seed", type=int, default=1337)
     args = p.parse_args()
 
     torch.manual_seed(args.seed)
     text = Text(args.text)
-    config = Config(vocab_size=len(text.characters))
+    config = Config(vocab_size=len(text.characters), dropout=args.dropout)
     model = GPT(config)
+    if args.resume:
+        model.load_state_dict(torch.load(args.resume)["model"])
     average = copy.deepcopy(model)
     opts = optimizers(model, args.lr, args.weight_decay)
     print(

@@ -372,6 +372,21 @@ static void act_q8_definition(void) {
     }
 }
 
+/* A NaN must not vanish on its way into the products: the scale of its block is NaN, and of no other. */
+static void act_q8_nan(act_fn *fn, int64_t n, int64_t at) {
+    snprintf(test_case, sizeof test_case, "n %lld, NaN at %lld", (long long)n, (long long)at);
+    float *x = (float *)place(0, (size_t)n * 4, 1);
+    fill_floats(x, n, NORMAL, 127);
+    x[at] = NAN;
+    char *got = place(1, act_q8_bytes(n), 1);
+    fn(x, n, got);
+    for (int64_t b = 0; b < n / 32; b++) {
+        float d;
+        memcpy(&d, got + act_q8_d(n) + (size_t)b * 4, 4);
+        if (!isnan(d) != (b != at / 32)) fail("d[%lld] is %g", (long long)b, (double)d);
+    }
+}
+
 static void act_q8_check(const struct quant *type, void *fn, void *ref) {
     (void)type;
     if (!ref) act_q8_definition();
@@ -379,6 +394,7 @@ static void act_q8_check(const struct quant *type, void *fn, void *ref) {
         for (int mode = 0; mode < N_MODES; mode++)
             act_q8_case(*(act_fn **)fn, 32 * blocks, (enum mode)mode, 0, 0);
     for (int blocks = 1; blocks <= 9; blocks++) act_q8_case(*(act_fn **)fn, 32 * blocks, EXACT, 1, 0);
+    for (int at = 0; at < 96; at++) act_q8_nan(*(act_fn **)fn, 96, at);
     for (int exponent = -150; exponent <= -110; exponent++)      /* 127 / max overflows on the way */
         act_q8_case(*(act_fn **)fn, 64, NORMAL, 0, exponent);
     act_q8_case(*(act_fn **)fn, 11008, NORMAL, 0, 0);
