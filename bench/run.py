@@ -131,10 +131,10 @@ def starts(runs: int) -> list[str]:
 
 
 PEAK = """
-import resource, sys
+import sys
 from pygpt.convert import convert_checkpoint
 convert_checkpoint(sys.argv[1], sys.argv[2], type="q8_0")
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
 """
 
 

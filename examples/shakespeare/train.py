@@ -191,6 +191,7 @@ def val_loss(model: GPT, text: Text, T: int) -> float:
 
 def save(path: Path, model: GPT, config: Config, args: argparse.Namespace, step: int, loss: float) -> None:
     """Weights in half precision and the few facts that describe them; the optimizer's state is left out."""
+    settings = {k: v.name if isinstance(v, Path) else v for k, v in vars(args).items()}
     weights = {k: v.half() for k, v in model.state_dict().items() if k != "lm_head.weight"}
     weights["lm_head.weight"] = weights["transformer.wte.weight"]
     torch.save(
@@ -199,7 +200,7 @@ def save(path: Path, model: GPT, config: Config, args: argparse.Namespace, step:
             "model_args": asdict(config),
             "iter_num": step,
             "best_val_loss": loss,
-            "config": {k: v if isinstance(v, (int, float)) else str(v) for k, v in vars(args).items()},
+            "config": settings,
         },
         path,
     )
@@ -214,17 +215,13 @@ def main() -> None:
     p.add_argument("--lr", type=float, default=2e-3)
     p.add_argument("--weight-decay", type=float, default=0.1)
     p.add_argument("--average", type=float, default=0.99, help="the saved weights are a running mean with this memory")
-    p.add_argument("--dropout", type=float, default=Config.dropout)
-    p.add_argument("--resume", type=Path, help="a checkpoint to go on from; its optimizer starts anew")
     p.add_argument("--seed", type=int, default=1337)
     args = p.parse_args()
 
     torch.manual_seed(args.seed)
     text = Text(args.text)
-    config = Config(vocab_size=len(text.characters), dropout=args.dropout)
+    config = Config(vocab_size=len(text.characters))
     model = GPT(config)
-    if args.resume:
-        model.load_state_dict(torch.load(args.resume)["model"])
     average = copy.deepcopy(model)
     opts = optimizers(model, args.lr, args.weight_decay)
     print(

@@ -95,13 +95,14 @@ class GPT(nn.Module):
         if c.tied:
             self.lm_head.weight = wte.weight
 
-    def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        """ids (B, T) -> logits (B, T, vocab_size)."""
+    def forward(self, ids: torch.Tensor, last: bool = False) -> torch.Tensor:
+        """ids (B, T) -> logits (B, T, vocab_size), or with last only those after the last id, (B, 1, vocab_size)."""
         t = self.transformer
         x = t.wte(ids) + t.wpe.weight[: ids.shape[1]]
         for block in t.h:
             x = block(x)
-        return self.lm_head(t.ln_f(x))
+        x = t.ln_f(x)
+        return self.lm_head(x[:, -1:] if last else x)
 
     @torch.no_grad()
     def logits(self, ids: list[int]) -> torch.Tensor:
@@ -120,7 +121,7 @@ class GPT(nn.Module):
     def sample(self, ids: torch.Tensor, n: int, temperature: float, top_k: int) -> torch.Tensor:
         """nanoGPT's way of sampling: the whole cropped window again for every token. ids (1, T) -> (1, T + n)."""
         for _ in range(n):
-            logits = self(ids[:, -self.config.block_size :])[:, -1] / temperature
+            logits = self(ids[:, -self.config.block_size :], last=True)[:, -1] / temperature
             kth = logits.topk(min(top_k, logits.shape[1])).values[:, -1:]
             p = logits.masked_fill(logits < kth, -math.inf).softmax(dim=1)
             ids = torch.cat((ids, torch.multinomial(p, 1)), dim=1)
