@@ -11,17 +11,10 @@ from importlib import resources
 from typing import Any
 
 from pygpt._lib import BadFormat
+from pygpt.vocabulary import BYTE_OF, CONTROL, NORMAL, UNUSED
 
 N_TOKENS = 50257
 END_OF_TEXT = 50256
-NORMAL, CONTROL, UNUSED = 1, 3, 5  # GGUF's token types
-
-
-def alphabet() -> list[str]:
-    """The characters that stand for bytes, in the order of their tokens: the printable bytes first, then the others."""
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    rest = [byte for byte in range(256) if byte not in printable]
-    return [chr(byte) for byte in printable] + [chr(256 + i) for i in range(len(rest))]
 
 
 def merges() -> list[str]:
@@ -34,7 +27,7 @@ def merges() -> list[str]:
 
 
 def tokens() -> list[str]:
-    return [*alphabet(), *(merge.replace(" ", "") for merge in merges()), "<|endoftext|>"]
+    return [*BYTE_OF, *(merge.replace(" ", "") for merge in merges()), "<|endoftext|>"]
 
 
 def vocabulary_keys(n_vocab: int) -> dict[str, Any]:

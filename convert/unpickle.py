@@ -63,6 +63,8 @@ def shown(value: object) -> str:
         text = str(value) if type(value) is not int or abs(value) < 1 << 64 else "a huge number"
     elif type(value) is str:
         text = repr(value)
+    elif type(value) is Stub:
+        text = f"an object of {value.function}"
     else:
         text = f"a {type(value).__name__}"
     return text if len(text) <= 60 else text[:57] + "..."

@@ -11,8 +11,8 @@ from os import PathLike
 from typing import Any, ClassVar
 
 from pygpt._lib import BadArgument, BadFormat, File, Unsupported
+from pygpt.vocabulary import BYTE_OF, CONTROL, UNUSED, USER_DEFINED
 
-CONTROL, USER_DEFINED, UNUSED = 3, 4, 5  # values in tokenizer.ggml.token_type
 SKIP_HINT = 'leave it out, or drop such characters with unknown="skip" (--unknown skip)'
 
 
@@ -216,16 +216,6 @@ KINDS: dict[str, Callable[[Mapping[str, Any]], Tokenizer]] = {
     "character": CharacterTokenizer,
     "gpt2": BPETokenizer,
 }
-
-
-def _byte_alphabet() -> dict[str, int]:
-    """GPT-2's spelling of bytes: printable ones are themselves, the others are moved to U+0100 and up."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    moved = [byte for byte in range(256) if byte not in printable]
-    return {chr(b): b for b in printable} | {chr(0x100 + i): b for i, b in enumerate(moved)}
-
-
-BYTE_OF = _byte_alphabet()
 
 
 def _strings(keys: Mapping[str, Any], name: str) -> list[str]:

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from pygpt import _lib
-from pygpt.tokenizer import BYTE_OF, CONTROL
+from pygpt.vocabulary import BYTE_OF, CONTROL
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 

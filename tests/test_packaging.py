@@ -23,6 +23,7 @@ MODULES = {  # floors: an import points down, never up or sideways
     "__init__": 0,
     "_core": 0,
     "_lib": 1,
+    "vocabulary": 1,
     "convert": 2,
     "tokenizer": 2,
     "model": 2,
