@@ -33,6 +33,7 @@ struct pool {
     int size, spins;                       /* spins: pauses before giving the processor away */
     double stalled;                        /* seconds of this run that the caller waited beyond its spins */
     double alone_until;                    /* the caller runs alone before this time */
+    int alone_factor;                      /* for so many times as long as it has waited */
     unsigned forks;                        /* the process's fork count when the threads were made */
     pthread_mutex_t turn;                  /* held by the caller whose runs these are */
 
@@ -163,6 +164,7 @@ struct pool *pool_new(int n) {
     memset(pool, 0, sizeof *pool);
     memset(workers, 0, (size_t)n * sizeof *workers);
     pool->workers = workers;
+    pool->alone_factor = 1;
     pool->spins = n > os_cpu_count() ? 16 : 4096;      /* with too few processors somebody must make room */
     pthread_mutex_init(&pool->turn, NULL);
     pool->size = start_workers(pool, n);
@@ -214,8 +216,16 @@ static void run_together(struct pool *pool, int n, pool_fn *fn, void *arg) {
 }
 
 /* When other processes take the processors, a worker may lose its one in the middle of a run, for milliseconds, and all wait for
- * it at every barrier. A caller that spent most of a run waiting goes on alone for twenty times as long as it waited. (On a
- * machine with two processors and two busy neighbours: without this 70 tokens per second of a small model, with it 1,800.) */
+ * it at every barrier: two busy neighbours on two processors cost a small model 95 % of its speed. So a caller that spent most of a
+ * run waiting goes on alone for twice as long as it waited; when that happens again soon, for four times as long, and so on to 32,
+ * and back when it does not. */
+static void go_alone(struct pool *pool, double start, double end) {
+    int soon = start - pool->alone_until < 10 * pool->stalled;
+    int factor = soon ? 2 * pool->alone_factor : pool->alone_factor / 2;
+    pool->alone_factor = factor < 2 ? 2 : factor > 32 ? 32 : factor;
+    pool->alone_until = end + pool->alone_factor * pool->stalled;
+}
+
 void pool_run(struct pool *pool, int n, pool_fn *fn, void *arg) {
     if (n > pool->size) n = pool->size;
     double start = n > 1 ? os_seconds() : 0;
@@ -226,5 +236,5 @@ void pool_run(struct pool *pool, int n, pool_fn *fn, void *arg) {
     pool->stalled = 0;
     run_together(pool, n, fn, arg);
     double end = os_seconds();
-    if (2 * pool->stalled > end - start) pool->alone_until = end + 20 * pool->stalled;
+    if (2 * pool->stalled > end - start) go_alone(pool, start, end);
 }
