@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack
+from math import prod
 from os import PathLike, fspath
 
 import gguf
@@ -35,10 +36,7 @@ class FileWeights:
 
     @property
     def size(self) -> int:
-        n = 1
-        for width in self.shape:
-            n *= width
-        return n
+        return prod(self.shape)
 
     def check(self) -> None:
         if self._info.type not in types():

@@ -16,6 +16,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from math import prod
 from typing import BinaryIO
 
 import numpy as np
@@ -93,10 +94,7 @@ class Tensor:
 
     @property
     def size(self) -> int:
-        size = 1
-        for n in self.shape:
-            size *= n
-        return size
+        return prod(self.shape)
 
     @property
     def is_float(self) -> bool:

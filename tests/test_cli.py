@@ -227,6 +227,12 @@ def test_a_model_without_permission_is_one_sentence(pygpt, parrot):
     failed(pygpt("generate", "-m", path), 1, "ermission")
 
 
+def test_a_model_that_cannot_be_opened_is_one_sentence(pygpt, tmp_path):
+    """For another reason than permission, so that it is tried by root too."""
+    (tmp_path / "loop.gguf").symlink_to(tmp_path / "loop.gguf")
+    failed(pygpt("generate", "-m", tmp_path / "loop.gguf"), 1, "loop.gguf", "cannot be opened")
+
+
 def test_a_truncated_model_is_one_sentence(pygpt, random_model):
     path = random_model()
     data = path.read_bytes()
