@@ -36,7 +36,7 @@ int gpt_type_count(void) { return n_quants; }
 
 int gpt_type_get(int i, struct gpt_type *type) {
     if (i < 0 || i >= n_quants) return error_set(GPT_EINVAL, "type %d; there are 0 to %d", i, n_quants - 1);
-    *type = (struct gpt_type){quants[i]->name, (int32_t)quants[i]->id, quants[i]->block, (int32_t)quants[i]->bytes};
+    *type = (struct gpt_type){quants[i]->name, (int32_t)quants[i]->id, quants[i]->block, (int32_t)quants[i]->bytes, quants[i]->quantize != NULL};
     return GPT_OK;
 }
 
@@ -54,6 +54,7 @@ static const struct quant *whole_blocks(int32_t id, int64_t n) {
 int gpt_quantize(int32_t id, const float *src, int64_t n, void *dst) {
     const struct quant *q = whole_blocks(id, n);
     if (!q) return error_code();
+    if (!q->quantize) return error_set(GPT_EUNSUPPORTED, "type %s can be read here, but not written", q->name);
     q->quantize(src, n, dst);
     return GPT_OK;
 }
@@ -61,7 +62,7 @@ int gpt_quantize(int32_t id, const float *src, int64_t n, void *dst) {
 int gpt_dequantize(int32_t id, const void *src, int64_t n, float *dst) {
     const struct quant *q = whole_blocks(id, n);
     if (!q) return error_code();
-    q->dequantize(src, n, dst);
+    quant_dequantize(q, src, n, dst);
     return GPT_OK;
 }
 

@@ -53,6 +53,7 @@ struct gpt_type {
     int32_t id;              /* the number that GGUF files use */
     int32_t block;           /* weights per block; a row holds whole blocks */
     int32_t bytes;           /* bytes per block */
+    int32_t writable;        /* gpt_quantize makes it */
 };
 int gpt_type_count(void);
 int gpt_type_get(int i, struct gpt_type *type);

@@ -57,6 +57,14 @@ double os_seconds(void) {
     return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
 }
 
+size_t os_physical_memory(void) {
+#if defined(_SC_PHYS_PAGES)
+    long pages = sysconf(_SC_PHYS_PAGES), size = sysconf(_SC_PAGESIZE);
+    if (pages > 0 && size > 0) return (size_t)pages * (size_t)size;
+#endif
+    return SIZE_MAX;
+}
+
 #if defined(__linux__)
 
 int os_cpu_count(void) {

@@ -16,6 +16,7 @@ void os_pages_free(void *pages, size_t bytes);
 
 double os_seconds(void);                            /* of a clock that only goes forward */
 int os_cpu_count(void);                             /* processors that this process may use, at least 1 */
+size_t os_physical_memory(void);                    /* bytes of the machine; SIZE_MAX where unknown */
 int os_memory(int64_t *anonymous, int64_t *file);   /* resident bytes; GPT_EUNSUPPORTED where unknown */
 
 #endif

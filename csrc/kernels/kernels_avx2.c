@@ -28,9 +28,9 @@ TARGET static inline float max8(__m256i v) {
     return _mm_cvtss_f32(_mm_castsi128_ps(_mm_max_epi32(half, _mm_shuffle_epi32(half, 0xb1))));
 }
 
-/* One block of 32: q, and its sum as a result. Numbers that fit no int8 (they come of NaN and infinity) are cut to their low
- * byte, as in scalar C. */
-TARGET static inline int32_t quantize_block(const float *x, float scale, int8_t *q) {
+/* One block of 32: q, its sum and that of its first half. Numbers that fit no int8 (they come of NaN and infinity) are cut to
+ * their low byte, as in scalar C. */
+TARGET static inline void quantize_block(const float *x, float scale, int8_t *q, int32_t *total, int32_t *first_half) {
     __m256i part[4];
     for (int i = 0; i < 4; i++) {
         __m256 scaled = _mm256_mul_ps(_mm256_loadu_ps(x + 8 * i), _mm256_set1_ps(scale));
@@ -39,16 +39,17 @@ TARGET static inline int32_t quantize_block(const float *x, float scale, int8_t 
     __m256i bytes = _mm256_packus_epi16(_mm256_packus_epi32(part[0], part[1]), _mm256_packus_epi32(part[2], part[3]));
     bytes = _mm256_permutevar8x32_epi32(bytes, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));    /* packing works in halves */
     _mm256_store_si256((__m256i *)q, bytes);
-    __m256i sum = dot4(_mm256_setzero_si256(), _mm256_set1_epi8(1), bytes);
-    __m128i half = _mm_add_epi32(_mm256_castsi256_si128(sum), _mm256_extracti128_si256(sum, 1));
-    half = _mm_add_epi32(half, _mm_unpackhi_epi64(half, half));
-    return _mm_cvtsi128_si32(half) + _mm_extract_epi32(half, 1);
+    __m256i sum = _mm256_madd_epi16(_mm256_maddubs_epi16(_mm256_set1_epi8(1), bytes), _mm256_set1_epi16(1));
+    sum = _mm256_add_epi32(sum, _mm256_shuffle_epi32(sum, 0x4e));
+    sum = _mm256_add_epi32(sum, _mm256_shuffle_epi32(sum, 0xb1));
+    *first_half = _mm256_extract_epi32(sum, 0);
+    *total = *first_half + _mm256_extract_epi32(sum, 4);
 }
 
 TARGET static void act_q8_avx2(const float *x, int64_t n, void *act) {
     int8_t *q = act;
     float *d = (float *)(q + act_q8_d(n));
-    int32_t *sum = (int32_t *)(q + act_q8_sum(n));
+    int32_t *sum = (int32_t *)(q + act_q8_sum(n)), *half = (int32_t *)(q + act_q8_half(n));
     const __m256i magnitude = _mm256_set1_epi32(0x7fffffff);
     for (int64_t b = 0; b < n / 32; b++, x += 32) {
         __m256i max = _mm256_setzero_si256();
@@ -56,7 +57,7 @@ TARGET static void act_q8_avx2(const float *x, int64_t n, void *act) {
             max = _mm256_max_epi32(max, _mm256_and_si256(load_32(x + 8 * i), magnitude));
         float m = max8(max);
         d[b] = m / 127.0f;
-        sum[b] = quantize_block(x, m >= 0x1p-119f ? 127.0f / m : 0, q + b * 32);
+        quantize_block(x, m >= 0x1p-119f ? 127.0f / m : 0, q + b * 32, &sum[b], &half[b]);
     }
 }
 
@@ -99,7 +100,6 @@ void kernels_init_avx2(struct kernels *k) {
     k->layer_norm = layer_norm_avx2;
     k->gelu_erf = gelu_erf_avx2;
     k->gelu_tanh = gelu_tanh_avx2;
-    k->attention = attention_avx2;
     k->mac_peak = mac_peak_avx2;
 }
 

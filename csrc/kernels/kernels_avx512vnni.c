@@ -17,7 +17,7 @@ TARGET static inline __m256i dot4(__m256i sum, __m256i w, __m256i a) { return _m
 
 /* ---- more tokens: panels of sixteen rows ---- */
 
-enum { ROWS = 16, TOKENS = 8 };
+enum { ROWS = 16, TOKENS = 12 };
 typedef __m512i ints;
 typedef __m512 floats;
 
@@ -30,7 +30,7 @@ TARGET static inline __mmask16 first(int n) { return (__mmask16)((1u << n) - 1);
 TARGET static inline floats floats_load_n(const float *p, int n) { return _mm512_maskz_loadu_ps(first(n), p); }
 TARGET static inline void floats_store_n(float *p, int n, floats f) { _mm512_mask_storeu_ps(p, first(n), f); }
 TARGET static inline floats floats_add_product(floats f, ints product, floats d_w, const float *d_a) {
-    return _mm512_add_ps(f, _mm512_mul_ps(_mm512_mul_ps(d_w, _mm512_set1_ps(*d_a)), _mm512_cvtepi32_ps(product)));
+    return _mm512_add_ps(f, _mm512_mul_ps(_mm512_set1_ps(*d_a), _mm512_mul_ps(d_w, _mm512_cvtepi32_ps(product))));
 }
 
 #include "kernels/panels.inc"

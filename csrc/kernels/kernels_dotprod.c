@@ -164,7 +164,7 @@ TARGET static void matmul_bf16_dotprod(const struct matmul *m) { matmul_floats(m
 TARGET static void act_q8_dotprod(const float *x, int64_t n, void *act) {
     int8_t *q = act;
     float *d = (float *)(q + act_q8_d(n));
-    int32_t *sum = (int32_t *)(q + act_q8_sum(n));
+    int32_t *sum = (int32_t *)(q + act_q8_sum(n)), *half = (int32_t *)(q + act_q8_half(n));
     for (int64_t b = 0; b < n / 32; b++) {
         float32x4_t v[8], top = vdupq_n_f32(0);
         for (int i = 0; i < 8; i++) top = vmaxq_f32(top, vabsq_f32(v[i] = vld1q_f32(x + b * 32 + 4 * i)));
@@ -176,7 +176,8 @@ TARGET static void act_q8_dotprod(const float *x, int64_t n, void *act) {
         vst1q_s8(q + b * 32, vcombine_s8(vqmovn_s16(s[0]), vqmovn_s16(s[1])));
         vst1q_s8(q + b * 32 + 16, vcombine_s8(vqmovn_s16(s[2]), vqmovn_s16(s[3])));
         d[b] = max / 127.0f;
-        sum[b] = vaddvq_s16(vaddq_s16(vaddq_s16(s[0], s[1]), vaddq_s16(s[2], s[3])));
+        half[b] = vaddvq_s16(vaddq_s16(s[0], s[1]));
+        sum[b] = half[b] + vaddvq_s16(vaddq_s16(s[2], s[3]));
     }
 }
 
@@ -204,7 +205,6 @@ void kernels_init_dotprod(struct kernels *k) {
     k->layer_norm = layer_norm_dotprod;
     k->gelu_erf = gelu_erf_dotprod;
     k->gelu_tanh = gelu_tanh_dotprod;
-    k->attention = attention_dotprod;
     k->mac_peak = mac_peak_dotprod;
 }
 

@@ -6,6 +6,7 @@
  *
  * Every bias may be absent. pygpt.activation says which GELU: "gelu_erf", or "gelu_tanh", which is also meant when it is absent.
  */
+#include <math.h>
 #include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
@@ -31,27 +32,13 @@ struct gpt2 {
 
 static int read_hparams(struct gpt_model *m) {
     struct hparams *h = &m->h;
-    const struct gpt_tensor *tokens = gguf_find_tensor(m->file, "token_embd.weight");
-    int rc;
-    if (!tokens || tokens->shape[1] > 1 << 24)
-        return error_set(GPT_EFORMAT, "%s: has no usable tensor token_embd.weight; it is incomplete, convert it again", gguf_path(m->file));
-    h->n_vocab = (int)tokens->shape[1];
-    if ((rc = model_key_int(m, "context_length", 1, 1 << 24, &h->n_ctx)) || (rc = model_key_int(m, "block_count", 1, 1 << 16, &h->n_layer)) ||
-        (rc = model_key_int(m, "embedding_length", 1, 1 << 20, &h->n_embd)) ||
-        (rc = model_key_int(m, "feed_forward_length", 1, 1 << 22, &h->n_ff)) ||
-        (rc = model_key_int(m, "attention.head_count", 1, 1 << 16, &h->n_head)) ||
-        (rc = model_key_float(m, "attention.layer_norm_epsilon", &h->norm_eps)))
-        return rc;
-    if (!(h->norm_eps >= 0 && h->norm_eps <= 1))
-        return error_set(GPT_EFORMAT, "%s: layer_norm_epsilon is %g; expected 0 to 1; the file is damaged", gguf_path(m->file),
-                         (double)h->norm_eps);
+    int rc = model_key_common(m, "attention.layer_norm_epsilon");
+    if (rc) return rc;
     if (h->n_embd % h->n_head)
         return error_set(GPT_EFORMAT, "%s: %d heads do not divide a width of %d; the file is damaged", gguf_path(m->file), h->n_head, h->n_embd);
-    if (h->n_layer > gguf_n_tensors(m->file))
-        return error_set(GPT_EFORMAT, "%s: claims %d layers with %lld tensors; it is incomplete, convert it again", gguf_path(m->file),
-                         h->n_layer, (long long)gguf_n_tensors(m->file));
     h->n_head_kv = h->n_head;
     h->head_dim = h->n_embd / h->n_head;
+    h->attn_scale = 1 / sqrtf((float)h->head_dim);
     return GPT_OK;
 }
 
@@ -102,20 +89,19 @@ static int bind_layer(struct gpt_model *m, struct gpt2_layer *l, int i) {
     return model_bind(m, table, countof(table), i, l);
 }
 
-static int64_t weight_bytes(const struct weight *w) { return (int64_t)w->stride * w->n_out; }
-
 static int gpt2_load(struct gpt_model *m) {
     int rc = read_hparams(m);
     if (rc) return rc;
     struct gpt2 *g = m->layers = calloc(1, sizeof *g + (size_t)m->h.n_layer * sizeof g->layers[0]);
     if (!g) return error_set(GPT_ENOMEM, "%s: no memory for %d layers", gguf_path(m->file), m->h.n_layer);
     if ((rc = read_activation(m, g)) || (rc = bind_model(m, g))) return rc;
-    m->step_bytes = weight_bytes(&g->head);
+    m->step_bytes = op_weight_bytes(&g->head);
     for (int i = 0; i < m->h.n_layer && !rc; i++) {
         struct gpt2_layer *l = &g->layers[i];
         rc = bind_layer(m, l, i);
-        m->step_bytes += weight_bytes(&l->qkv) + weight_bytes(&l->out) + weight_bytes(&l->up) + weight_bytes(&l->down);
+        m->step_bytes += op_weight_bytes(&l->qkv) + op_weight_bytes(&l->out) + op_weight_bytes(&l->up) + op_weight_bytes(&l->down);
     }
+    m->work.n_mixed = m->h.n_embd;
     m->work.n_wide = i64_max(3 * (int64_t)m->h.n_embd, m->h.n_ff);
     m->work.n_in_max = i64_max(m->h.n_embd, m->h.n_ff);
     return rc;
@@ -126,12 +112,15 @@ static int gpt2_load(struct gpt_model *m) {
 static void attend(struct worker *w, const struct gpt2_layer *l, int layer) {
     struct work *b = &w->step->model->work;
     const int n_embd = w->step->model->h.n_embd, n = w->step->n_rows;
-    struct input in = op_input(w, b->x, &l->attn_norm, &l->qkv, NULL, n);
-    op_linear(w, &l->qkv, l->qkv_bias, in, b->wide, (size_t)(3 * n_embd));
+    const struct heads heads = {b->wide, b->wide + n_embd, b->wide + 2 * n_embd, (size_t)(3 * n_embd), NULL, NULL, NULL};
+    struct input in = op_input(w, b->x, &l->attn_norm, FOR(&l->qkv), NULL, n);
+    op_linear(w, &l->qkv, l->qkv_bias, in, b->wide, heads.stride);
     op_barrier(w);
-    op_attention(w, layer, b->wide, (size_t)(3 * n_embd), b->mixed);
+    op_remember(w, layer, &heads);
     op_barrier(w);
-    in = op_input(w, b->mixed, NULL, &l->out, NULL, n);
+    op_attention(w, layer, &heads, b->mixed);
+    op_barrier(w);
+    in = op_input(w, b->mixed, NULL, FOR(&l->out), NULL, n);
     op_linear_add(w, &l->out, l->out_bias, in, b->wide, b->x);
     op_barrier(w);
 }
@@ -139,11 +128,11 @@ static void attend(struct worker *w, const struct gpt2_layer *l, int layer) {
 static void feed_forward(struct worker *w, const struct gpt2 *g, const struct gpt2_layer *l) {
     struct work *b = &w->step->model->work;
     const int n_ff = w->step->model->h.n_ff, n = w->step->n_rows;
-    struct input in = op_input(w, b->x, &l->ffn_norm, &l->up, NULL, n);
+    struct input in = op_input(w, b->x, &l->ffn_norm, FOR(&l->up), NULL, n);
     struct range mine = op_linear(w, &l->up, l->up_bias, in, b->wide, (size_t)n_ff);
     op_apply(w, g->gelu, mine, b->wide, (size_t)n_ff);
     op_barrier(w);
-    in = op_input(w, b->wide, NULL, &l->down, NULL, n);
+    in = op_input(w, b->wide, NULL, FOR(&l->down), NULL, n);
     op_linear_add(w, &l->down, l->down_bias, in, b->mixed, b->x);
     op_barrier(w);
 }
@@ -152,15 +141,15 @@ static void gpt2_forward(struct worker *w) {
     const struct step *s = w->step;
     const struct gpt2 *g = s->model->layers;
     float *x = s->model->work.x;
-    op_embed(w, &g->token_embd, &g->position_embd, x);
+    op_embed(w, &g->token_embd, &g->position_embd, NULL, x);
     op_barrier(w);
     for (int i = 0; i < s->model->h.n_layer; i++) {
         attend(w, &g->layers[i], i);
         feed_forward(w, g, &g->layers[i]);
     }
     if (s->n_wanted == 0) return;
-    struct input in = op_input(w, x, &g->output_norm, &g->head, s->wanted, s->n_wanted);
+    struct input in = op_input(w, x, &g->output_norm, FOR(&g->head), s->wanted, s->n_wanted);
     op_linear(w, &g->head, NULL, in, s->logits, (size_t)s->model->h.n_vocab);
 }
 
-const struct arch arch_gpt2 = {"gpt2", gpt2_load, gpt2_forward};
+const struct arch arch_gpt2 = {"gpt2", gpt2_load, gpt2_forward, NULL};

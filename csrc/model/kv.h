@@ -13,18 +13,19 @@
 #include "model/model.h"
 
 struct kv {
-    float *k, *v;
+    char *k, *v;             /* floats, or halves */
     size_t k_bytes, v_bytes;
+    int halves;
     int *length;             /* [n_sequence] positions held */
     int n_sequence, n_ctx, n_layer, n_head_kv, head_dim, v_stride;
 };
 
-int kv_init(struct kv *kv, const struct hparams *h, int n_sequence, int n_ctx);
+int kv_init(struct kv *kv, const struct hparams *h, int n_sequence, int n_ctx);      /* n_ctx 0: the model's */
 void kv_free(struct kv *kv);
-float *kv_keys(const struct kv *kv, int sequence, int layer, int head);
-float *kv_values(const struct kv *kv, int sequence, int layer, int head);
+const void *kv_keys(const struct kv *kv, int sequence, int layer, int head);
+const void *kv_values(const struct kv *kv, int sequence, int layer, int head);
 /* Writes one position of one head; k and v have head_dim values. */
-void kv_write(const struct kv *kv, int sequence, int layer, int head, int position, const float *k, const float *v);
+void kv_write(const struct kv *kv, const struct kernels *kernels, int sequence, int layer, int head, int position, const float *k, const float *v);
 void kv_copy(const struct kv *from, int from_sequence, struct kv *to, int to_sequence);    /* of equal shape, the first positions */
 
 #endif

@@ -11,7 +11,7 @@
 
 /* The table: to add an architecture, write arch_<name>.c and add its row. */
 const struct arch *const archs[] = {
-    &arch_gpt2,
+    &arch_gpt2, &arch_llama, &arch_qwen2, &arch_qwen3,
 };
 const int n_archs = countof(archs);
 
@@ -35,6 +35,41 @@ int model_key_float(const struct gpt_model *m, const char *suffix, float *value)
     return rc;
 }
 
+static int has_key(const struct gpt_model *m, const char *suffix) {
+    char name[128];
+    snprintf(name, sizeof name, "%s.%s", m->arch->name, suffix);
+    return gguf_find(m->file, name) != NULL;
+}
+
+int model_key_int_if(const struct gpt_model *m, const char *suffix, int64_t min, int64_t max, int *value) {
+    return has_key(m, suffix) ? model_key_int(m, suffix, min, max, value) : GPT_OK;
+}
+
+int model_key_float_if(const struct gpt_model *m, const char *suffix, float *value) {
+    return has_key(m, suffix) ? model_key_float(m, suffix, value) : GPT_OK;
+}
+
+int model_key_common(struct gpt_model *m, const char *norm) {
+    struct hparams *h = &m->h;
+    const struct gpt_tensor *tokens = gguf_find_tensor(m->file, "token_embd.weight");
+    int rc;
+    if (!tokens || tokens->shape[1] > 1 << 24)
+        return error_set(GPT_EFORMAT, "%s: has no usable tensor token_embd.weight; it is incomplete, convert it again", gguf_path(m->file));
+    h->n_vocab = (int)tokens->shape[1];
+    if ((rc = model_key_int(m, "context_length", 1, 1 << 24, &h->n_ctx)) || (rc = model_key_int(m, "block_count", 1, 1 << 16, &h->n_layer)) ||
+        (rc = model_key_int(m, "embedding_length", 1, 1 << 20, &h->n_embd)) ||
+        (rc = model_key_int(m, "feed_forward_length", 1, 1 << 22, &h->n_ff)) ||
+        (rc = model_key_int(m, "attention.head_count", 1, 1 << 16, &h->n_head)) || (rc = model_key_float(m, norm, &h->norm_eps)))
+        return rc;
+    if (!(h->norm_eps >= 0 && h->norm_eps <= 1))
+        return error_set(GPT_EFORMAT, "%s: %s.%s is %g; expected 0 to 1; the file is damaged", gguf_path(m->file), m->arch->name, norm,
+                         (double)h->norm_eps);
+    if (h->n_layer > gguf_n_tensors(m->file))
+        return error_set(GPT_EFORMAT, "%s: claims %d layers with %lld tensors; it is incomplete, convert it again", gguf_path(m->file),
+                         h->n_layer, (long long)gguf_n_tensors(m->file));
+    return GPT_OK;
+}
+
 static int bind_vector(struct gpt_model *m, const struct gpt_tensor *t, const float **field) {
     if (t->type == (int32_t)quant_f32.id) {
         *field = t->data;
@@ -44,7 +79,7 @@ static int bind_vector(struct gpt_model *m, const struct gpt_tensor *t, const fl
     if (list) m->converted = list;
     float *copy = list ? malloc((size_t)t->shape[0] * sizeof *copy) : NULL;
     if (!copy) return error_set(GPT_ENOMEM, "%s: no memory for tensor %s", gguf_path(m->file), t->name);
-    quant_find((uint32_t)t->type)->dequantize(t->data, t->shape[0], copy);
+    quant_dequantize(quant_find((uint32_t)t->type), t->data, t->shape[0], copy);
     list[m->n_converted++] = copy;
     *field = copy;
     return GPT_OK;
@@ -64,6 +99,7 @@ static int bind_one(struct gpt_model *m, const struct binding *b, int layer, voi
     if (b->kind == BIND_VECTOR) return bind_vector(m, t, field);
     const struct quant *q = quant_find((uint32_t)t->type);
     *(struct weight *)field = (struct weight){q, t->data, quant_row_bytes(q, b->n_in), b->n_in, b->n_out};
+    if (q != &quant_f32) m->h.halves = 1;
     return GPT_OK;
 }
 
@@ -76,14 +112,17 @@ int model_bind(struct gpt_model *m, const struct binding *table, int n, int laye
 /* ---- the buffers of a step ---- */
 
 static int work_init(struct work *w, const struct hparams *h, int n_workers) {
-    int64_t act = (int64_t)act_q8_bytes(round_up(w->n_in_max, 32)), p = round_up(h->n_ctx, KV_TILE);
+    int64_t n_in = round_up(w->n_in_max, 32), groups = (MODEL_BATCH + ACT_GROUP - 1) / ACT_GROUP;
+    w->p_stride = round_up(h->n_ctx, KV_TILE);
+    w->own_q8 = (size_t)round_up(ACT_FEW * w->n_in_max * 4, 128);
+    w->own_p = w->own_q8 + (size_t)round_up(ACT_FEW * (int64_t)act_q8_bytes(n_in), 128);
+    w->own_bytes = w->own_p + (size_t)round_up(ATTENTION_MAX * w->p_stride * 4, 128);
     int64_t parts[] = {
-        MODEL_BATCH * (int64_t)h->n_embd * 4, MODEL_BATCH * w->n_wide * 4, MODEL_BATCH * (int64_t)h->n_embd * 4,
-        MODEL_BATCH * w->n_in_max * 4, MODEL_BATCH * act, 0,
+        MODEL_BATCH * (int64_t)h->n_embd * 4, MODEL_BATCH * w->n_wide * 4, MODEL_BATCH * w->n_mixed * 4,
+        MODEL_BATCH * w->n_in_max * 4, groups * (int64_t)act_group_bytes(n_in), MODEL_BATCH * w->n_rot * 4,
+        (int64_t)w->own_bytes * n_workers,
     };
-    void *fields[] = {&w->x, &w->wide, &w->mixed, &w->in, &w->act, &w->own};
-    w->own_bytes = (size_t)(round_up(MODEL_FEW * w->n_in_max * 4, 128) + round_up(MODEL_FEW * act, 128) + round_up(p * 4, 128));
-    parts[5] = (int64_t)w->own_bytes * n_workers;
+    void *fields[] = {&w->x, &w->wide, &w->mixed, &w->in, &w->act, &w->turns, &w->own};
     for (size_t i = 0; i < countof(parts); i++) w->bytes += (size_t)round_up(parts[i], 128);
     w->pages = os_pages(w->bytes);
     if (!w->pages) return error_set(GPT_ENOMEM, "no memory for %zu bytes of buffers", w->bytes);
@@ -115,7 +154,8 @@ static int find_arch(struct gpt_model *m) {
     if (rc) return rc;
     for (int i = 0; i < n_archs; i++)
         if ((int64_t)strlen(archs[i]->name) == length && memcmp(archs[i]->name, text, (size_t)length) == 0) m->arch = archs[i];
-    for (int i = 0; i < n_archs; i++) strncat(strncat(known, i ? ", " : "", 2), archs[i]->name, 32);
+    for (int i = 0, at = 0; i < n_archs; i++)
+        at += snprintf(known + at, sizeof known - (size_t)at, "%s%s", i ? ", " : "", archs[i]->name);
     if (!m->arch)
         return error_set(GPT_EUNSUPPORTED, "%s: its architecture is %.*s, which is not supported yet; supported: %s",
                          gguf_path(m->file), (int)i64_min(length, 64), text, known);
@@ -156,6 +196,7 @@ void model_close(struct gpt_model *m) {
     os_pages_free(m->work.pages, m->work.bytes);
     for (int i = 0; i < m->n_converted; i++) free(m->converted[i]);
     free(m->converted);
+    if (m->arch && m->arch->free) m->arch->free(m);
     free(m->layers);
     gguf_close(m->file);
     free(m);

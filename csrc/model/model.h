@@ -16,7 +16,10 @@ struct worker;
 
 struct hparams {
     int n_vocab, n_ctx, n_layer, n_head, n_head_kv, n_embd, n_ff, head_dim;
-    float norm_eps;
+    int window;              /* a token sees itself and the window - 1 before it; 0: all before it */
+    int rms;                 /* norms divide by the root mean square; else they are layer norms */
+    float norm_eps, attn_scale;
+    int halves;              /* keys and values are kept as f16: wherever weights are less than f32 */
 };
 
 struct weight {              /* a matrix (n_out, n_in): y = w x */
@@ -41,26 +44,25 @@ struct arch {
     const char *name;        /* general.architecture */
     int (*load)(struct gpt_model *m);                /* reads the keys, binds the tensors, sets m->work sizes */
     void (*forward)(struct worker *w);               /* one step, run by every worker at once */
+    void (*free)(struct gpt_model *m);               /* what load made beside m->layers; may be NULL */
 };
 extern const struct arch *const archs[];
 extern const int n_archs;
-extern const struct arch arch_gpt2;
+extern const struct arch arch_gpt2, arch_llama, arch_qwen2, arch_qwen3;
 
-enum {
-    MODEL_BATCH = 128,       /* rows that one step evaluates at most */
-    MODEL_FEW = 2            /* up to this many vectors, every worker prepares a projection's input for itself */
-};
+enum { MODEL_BATCH = 256 };  /* rows that one step evaluates at most */
 
-/* Buffers of one step; sizes in floats per row where not said otherwise. */
+/* Buffers of one step, pages of which take memory when they are touched; sizes in floats per row where not said otherwise. */
 struct work {
     float *x;                /* (MODEL_BATCH, n_embd) the residual stream */
     float *wide;             /* (MODEL_BATCH, n_wide) what projections write before it is used: q, k, v or the feed-forward's middle */
-    float *mixed;            /* (MODEL_BATCH, n_embd) what attention gives; what projections into the residual stream write */
-    float *in;               /* (MODEL_BATCH, n_in_max) shared input of a projection */
-    char *act;               /* (MODEL_BATCH, act_q8_bytes(n_in_max)) the same, quantized */
-    char *own;               /* (workers, own_bytes) per worker: MODEL_FEW private inputs, and the probabilities of attention */
-    int64_t n_wide, n_in_max;
-    size_t own_bytes, bytes;
+    float *mixed;            /* (MODEL_BATCH, n_mixed) what attention gives; what projections into the residual stream write */
+    float *in;               /* (MODEL_BATCH, n_in_max) input of projections, where their weights are floats */
+    char *act;               /* the same quantized, in groups of ACT_GROUP */
+    float *turns;            /* (MODEL_BATCH, n_rot) cosines and sines of the rows' positions */
+    char *own;               /* (workers, own_bytes) per worker: ACT_FEW private inputs, and the probabilities of attention */
+    int64_t n_wide, n_mixed, n_in_max, n_rot, p_stride;
+    size_t own_q8, own_p, own_bytes, bytes;      /* own_..: where they are in a worker's own */
     void *pages;
 };
 
@@ -85,6 +87,11 @@ void model_close(struct gpt_model *m);
 /* For architectures: each gives 0 or a GPT_E... code with a sentence. */
 int model_key_int(const struct gpt_model *m, const char *suffix, int64_t min, int64_t max, int *value);   /* "<arch>.<suffix>" */
 int model_key_float(const struct gpt_model *m, const char *suffix, float *value);
+/* The same for keys that may be absent, which leaves *value as it is. */
+int model_key_int_if(const struct gpt_model *m, const char *suffix, int64_t min, int64_t max, int *value);
+int model_key_float_if(const struct gpt_model *m, const char *suffix, float *value);
+/* The keys that every architecture has, and n_vocab from token_embd.weight; norm: the key's suffix of the norms' epsilon. */
+int model_key_common(struct gpt_model *m, const char *norm);
 int model_bind(struct gpt_model *m, const struct binding *table, int n, int layer, void *fields);
 
 #endif

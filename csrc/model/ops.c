@@ -1,73 +1,79 @@
 #include "model/ops.h"
 
-#include <math.h>
+int64_t op_weight_bytes(const struct weight *weight) { return (int64_t)weight->stride * weight->n_out; }
 
 void op_barrier(const struct worker *w) { pool_barrier(w->step->model->pool, w->index, w->n); }
 
+/* ---- embeddings ---- */
+
 static void embed_row(const struct weight *table, int row, float *x) {
-    table->type->dequantize((const char *)table->data + (size_t)row * table->stride, table->n_in, x);
+    quant_dequantize(table->type, (const char *)table->data + (size_t)row * table->stride, table->n_in, x);
 }
 
-void op_embed(const struct worker *w, const struct weight *tokens, const struct weight *positions, float *x) {
+void op_embed(const struct worker *w, const struct weight *tokens, const struct weight *positions, const struct rope *rope, float *x) {
     const struct step *s = w->step;
+    const struct work *work = &s->model->work;
     struct range mine = range_part(s->n_rows, 1, w->index, w->n);
     for (int64_t t = mine.begin; t < mine.end; t++) {
-        float *out = x + t * tokens->n_in, *position = s->model->work.mixed + t * tokens->n_in;   /* scratch here */
+        float *out = x + t * tokens->n_in, *position = work->mixed + t * work->n_mixed;           /* scratch here */
         embed_row(tokens, s->rows[t].token, out);
-        embed_row(positions, s->rows[t].position, position);
-        for (int64_t i = 0; i < tokens->n_in; i++) out[i] += position[i];
+        if (positions) embed_row(positions, s->rows[t].position, position);
+        for (int64_t i = 0; positions && i < tokens->n_in; i++) out[i] += position[i];
+        if (rope) rope_turns(rope, s->rows[t].position, work->turns + t * work->n_rot);
     }
 }
 
 /* ---- projections ---- */
 
-/* A worker's own memory: private vectors as floats, the same quantized, probabilities of attention. */
+/* A worker's own memory: ACT_FEW vectors as floats, the same quantized, probabilities of attention. */
 static char *own_memory(const struct worker *w) {
     return w->step->model->work.own + (size_t)w->index * w->step->model->work.own_bytes;
 }
 
-static char *own_q8(const struct worker *w) {
-    return own_memory(w) + round_up(MODEL_FEW * w->step->model->work.n_in_max * 4, 128);
+static void normalise(const struct gpt_model *m, const float *x, const struct norm *norm, int64_t n, float *y) {
+    if (m->h.rms) m->k.rms_norm(x, norm->weight, m->h.norm_eps, n, y);
+    else m->k.layer_norm(x, norm->weight, norm->bias, m->h.norm_eps, n, y);
 }
 
-static float *own_probabilities(const struct worker *w) {
-    const struct work *work = &w->step->model->work;
-    return (float *)(own_q8(w) + round_up(MODEL_FEW * (int64_t)act_q8_bytes(round_up(work->n_in_max, 32)), 128));
+/* Number t of many vectors, from its quantized form in a worker's own memory into its group. */
+static void put_into_group(const struct gpt_model *m, const char *q8, int64_t n_in, int64_t t) {
+    char *group = m->work.act + (size_t)(t / ACT_GROUP) * act_group_bytes(n_in);
+    act_group_put(q8, n_in, (int)(t % ACT_GROUP), (struct act_block *)group);
 }
 
-struct input op_input(const struct worker *w, const float *x, const struct norm *norm, const struct weight *for_, const int *pick, int n) {
+struct input op_input(const struct worker *w, const float *x, const struct norm *norm, const struct weight *const *for_, const int *pick, int n) {
     const struct gpt_model *m = w->step->model;
-    int64_t n_in = for_->n_in;
-    int quantized = for_->type->act == ACT_Q8, alone = n <= MODEL_FEW;
-    if (!norm && !quantized && !pick) return (struct input){x, (size_t)n_in * sizeof(float), NULL, 0, n};
+    int64_t n_in = for_[0]->n_in;
+    int floats = 0, quantized = 0, few = n <= ACT_FEW;
+    for (; *for_; for_++) *((*for_)->type->codes ? &quantized : &floats) = 1;
 
-    float *floats = alone ? (float *)own_memory(w) : m->work.in;
-    char *q8 = alone ? own_q8(w) : m->work.act;
-    size_t q8_stride = act_q8_bytes(n_in);
-    struct range mine = alone ? (struct range){0, n} : range_part(n, 1, w->index, w->n);
+    if (!norm && !quantized && !pick) return (struct input){.x = x, .stride = (size_t)n_in * sizeof *x, .n = n};
+    char *own = own_memory(w);
+    float *in = few ? (float *)own : m->work.in, *one = (float *)own;     /* one: where it is normalised */
+    struct range mine = few ? (struct range){0, n} : range_part(n, 1, w->index, w->n);
     for (int64_t t = mine.begin; t < mine.end; t++) {
         const float *from = x + (pick ? pick[t] : t) * n_in;
-        if (norm) {
-            m->k.layer_norm(from, norm->weight, norm->bias, m->h.norm_eps, n_in, floats + t * n_in);
-            from = floats + t * n_in;
-        } else if (!quantized) {
-            memcpy(floats + t * n_in, from, (size_t)n_in * sizeof *from);
-        }
-        if (quantized) m->k.act_q8(from, n_in, q8 + (size_t)t * q8_stride);
+        float *to = few || floats ? in + t * n_in : one;
+        char *q8 = own + m->work.own_q8 + (few ? (size_t)t * act_q8_bytes(n_in) : 0);
+        if (norm) normalise(m, from, norm, n_in, to);
+        else if (floats) memcpy(to, from, (size_t)n_in * sizeof *from);
+        if (quantized) m->k.act_q8(norm ? to : from, n_in, q8);
+        if (quantized && !few) put_into_group(m, q8, n_in, t);
     }
-    if (!alone) op_barrier(w);
-    return (struct input){floats, (size_t)n_in * sizeof(float), q8, q8_stride, n};
+    if (!few) op_barrier(w);
+    return (struct input){in, (size_t)n_in * sizeof(float), few ? own + m->work.own_q8 : m->work.act,
+                          few ? act_q8_bytes(n_in) : act_group_bytes(n_in), n};
 }
 
 struct range op_linear(const struct worker *w, const struct weight *weight, const float *bias, struct input in, float *y, size_t y_stride) {
     const struct kernels *k = &w->step->model->k;
     struct range mine = range_part(weight->n_out, 16, w->index, w->n);     /* 16 floats: workers seldom share a cache line */
     if (mine.begin == mine.end) return mine;
-    int quantized = weight->type->act == ACT_Q8;
+    int quantized = weight->type->codes != NULL;
     k->matmul[weight->type->id](&(struct matmul){
         .type = weight->type,
         .w = (const char *)weight->data + (size_t)mine.begin * weight->stride, .w_stride = weight->stride,
-        .a = quantized ? (const void *)in.q8 : in.x, .a_stride = quantized ? in.q8_stride : in.stride,
+        .a = quantized ? (const void *)in.act : in.x, .a_stride = quantized ? in.act_stride : in.stride,
         .y = y + mine.begin, .y_stride = y_stride,
         .n_in = weight->n_in, .n_out = (int)(mine.end - mine.begin), .n_tok = in.n,
     });
@@ -88,23 +94,74 @@ void op_apply(const struct worker *w, void (*fn)(float *x, int64_t n), struct ra
         fn(y + (size_t)t * y_stride + range.begin, range.end - range.begin);
 }
 
+void op_silu_mul(const struct worker *w, struct range range, float *gate, const float *up, size_t stride) {
+    for (int t = 0; range.begin < range.end && t < w->step->n_rows; t++) {
+        size_t at = (size_t)t * stride + (size_t)range.begin;
+        w->step->model->k.silu_mul(gate + at, up + at, range.end - range.begin);
+    }
+}
+
 /* ---- attention ---- */
 
-void op_attention(const struct worker *w, int layer, const float *qkv, size_t qkv_stride, float *out) {
+static void make_ready(const struct gpt_model *m, const struct heads *heads, const float *norm, int t, float *x) {
+    if (norm) m->k.rms_norm(x, norm, m->h.norm_eps, m->h.head_dim, x);
+    if (heads->rope) rope_apply(heads->rope, m->work.turns + t * m->work.n_rot, x);
+}
+
+void op_remember(const struct worker *w, int layer, const struct heads *heads) {
+    const struct step *s = w->step;
+    const struct gpt_model *m = s->model;
+    const int n_q = heads->q_norm || heads->rope ? m->h.n_head : 0, per_row = n_q + m->h.n_head_kv;      /* heads with work */
+    struct range mine = range_part((int64_t)s->n_rows * per_row, 1, w->index, w->n);
+    for (int64_t i = mine.begin; i < mine.end; i++) {
+        int t = (int)(i / per_row), head = (int)(i % per_row) - n_q;
+        size_t row = (size_t)t * heads->stride;
+        if (head < 0) {
+            make_ready(m, heads, heads->q_norm, t, heads->q + row + (head + n_q) * m->h.head_dim);
+            continue;
+        }
+        float *k = heads->k + row + head * m->h.head_dim;
+        make_ready(m, heads, heads->k_norm, t, k);
+        kv_write(s->kv, &m->k, s->rows[t].sequence, layer, head, s->rows[t].position, k, heads->v + row + head * m->h.head_dim);
+    }
+}
+
+/* Rows [from, to) of one sequence times the query heads [first, last) of one key head: what is attended in one call. */
+struct patch { int from, to, head_kv, first, last; };
+
+static void attend_patch(const struct worker *w, int layer, const struct heads *heads, const struct patch *p, float *out) {
     const struct step *s = w->step;
     const struct hparams *h = &s->model->h;
-    struct range mine = range_part(h->n_head, 1, w->index, w->n);
-    for (int head = (int)mine.begin; head < (int)mine.end; head++) {
-        const float *q = qkv + head * h->head_dim, *k = q + h->n_embd, *v = k + h->n_embd;
-        for (int t = 0; t < s->n_rows; t++)
-            kv_write(s->kv, s->rows[t].sequence, layer, head, s->rows[t].position, k + (size_t)t * qkv_stride, v + (size_t)t * qkv_stride);
-        for (int t = 0; t < s->n_rows; t++)
-            s->model->k.attention(&(struct attention){
-                .q = q + (size_t)t * qkv_stride,
-                .k = kv_keys(s->kv, s->rows[t].sequence, layer, head), .v = kv_values(s->kv, s->rows[t].sequence, layer, head),
-                .p = own_probabilities(w), .out = out + (size_t)t * (size_t)h->n_embd + head * h->head_dim,
-                .scale = 1 / sqrtf((float)h->head_dim),
-                .n = s->rows[t].position + 1, .head_dim = h->head_dim, .v_stride = s->kv->v_stride,
-            });
-    }
+    struct query queries[ATTENTION_MAX];
+    int n = 0, sequence = s->rows[p->from].sequence;
+    for (int t = p->from; t < p->to; t++)
+        for (int head = p->first; head < p->last; head++) {
+            int end = s->rows[t].position + 1, begin = h->window && end > h->window ? end - h->window : 0;
+            queries[n++] = (struct query){heads->q + (size_t)t * heads->stride + head * h->head_dim,
+                                          out + ((size_t)t * (size_t)h->n_head + (size_t)head) * (size_t)h->head_dim, begin, end};
+        }
+    s->model->k.attention(&(struct attention){
+        .queries = queries, .n_queries = n, .halves = s->kv->halves,
+        .k = kv_keys(s->kv, sequence, layer, p->head_kv), .v = kv_values(s->kv, sequence, layer, p->head_kv),
+        .p = (float *)(own_memory(w) + s->model->work.own_p), .p_stride = (size_t)s->model->work.p_stride,
+        .scale = h->attn_scale, .head_dim = h->head_dim, .v_stride = s->kv->v_stride,
+    });
+}
+
+/* The queries of a key head are cut into patches of rows that follow each other in one sequence; patches go round among the workers. */
+void op_attention(const struct worker *w, int layer, const struct heads *heads, float *out) {
+    const struct step *s = w->step;
+    const struct hparams *h = &s->model->h;
+    int group = h->n_head / h->n_head_kv, together = (int)i64_min(group, ATTENTION_MAX), turn = 0;
+    if (s->n_rows * h->n_head_kv < w->n) together = (together + 1) / 2;
+    int rows = ATTENTION_MAX / together;
+    for (int head_kv = 0; head_kv < h->n_head_kv; head_kv++)
+        for (int first = head_kv * group; first < (head_kv + 1) * group; first += together) {
+            struct patch p = {0, 0, head_kv, first, (int)i64_min(first + together, (head_kv + 1) * group)};
+            for (; p.from < s->n_rows; p.from = p.to) {
+                for (p.to = p.from + 1; p.to < s->n_rows && p.to < p.from + rows; p.to++)
+                    if (s->rows[p.to].sequence != s->rows[p.from].sequence) break;
+                if (turn++ % w->n == w->index) attend_patch(w, layer, heads, &p, out);
+            }
+        }
 }

@@ -9,6 +9,7 @@
 
 #include "model/kv.h"
 #include "model/model.h"
+#include "model/rope.h"
 
 struct step {                /* one evaluation of rows */
     struct gpt_model *model;
@@ -27,32 +28,46 @@ struct worker {
 
 struct norm { const float *weight, *bias; };                 /* bias may be NULL */
 
-/* Vectors on their way into a projection: as floats and, if its weights want that, quantized. */
+/* Vectors on their way into projections: as floats and quantized, as far as the weights want it. */
 struct input {
-    const float *x;  size_t stride;      /* bytes from vector to vector */
-    const char *q8;  size_t q8_stride;
+    const float *x;   size_t stride;     /* bytes from vector to vector */
+    const char *act;  size_t act_stride; /* as struct matmul wants it */
     int n;                               /* vectors */
 };
+#define FOR(...) ((const struct weight *const[]){__VA_ARGS__, NULL})      /* the projections that an input is for */
 
+/* The queries, keys and values of all rows, as projections have written them. */
+struct heads {
+    float *q, *k, *v;                    /* of the first row */
+    size_t stride;                       /* floats from row to row */
+    const float *q_norm, *k_norm;        /* (head_dim), or NULL: each head is normalised by its root mean square */
+    const struct rope *rope;             /* or NULL */
+};
+
+int64_t op_weight_bytes(const struct weight *weight);
 void op_barrier(const struct worker *w);
 
-/* x[t] = token_embd[rows[t].token] + position_embd[rows[t].position], for all rows */
-void op_embed(const struct worker *w, const struct weight *tokens, const struct weight *positions, float *x);
+/* x[t] = token_embd[rows[t].token] for all rows, + positions[rows[t].position] if there are; rope's angles are prepared */
+void op_embed(const struct worker *w, const struct weight *tokens, const struct weight *positions, const struct rope *rope, float *x);
 
-/* What `for_` reads: the normalised (norm may be NULL: as they are) vectors of x, of all rows or of the n that pick names.
+/* What `for_` read: the normalised (norm may be NULL: as they are) vectors of x, of all rows or of the n that pick names.
  * Few vectors are prepared by every worker for itself; many are shared out, with a barrier. */
-struct input op_input(const struct worker *w, const float *x, const struct norm *norm, const struct weight *for_, const int *pick, int n);
+struct input op_input(const struct worker *w, const float *x, const struct norm *norm, const struct weight *const *for_, const int *pick, int n);
 
 /* This worker's rows r of y[t][r] = weight[r] . in[t] + bias[r] (bias may be NULL); op_linear returns which rows those are. */
 struct range op_linear(const struct worker *w, const struct weight *weight, const float *bias, struct input in, float *y, size_t y_stride);
 /* The same, added to x; y is scratch. */
 void op_linear_add(const struct worker *w, const struct weight *weight, const float *bias, struct input in, float *y, float *x);
 
-/* For this worker's heads: appends the rows' keys and values (qkv holds q, k, v side by side) to the cache, then
- * out[t] = softmax(q . k / sqrt(head_dim)) . v over what each row's sequence holds up to its position. */
-void op_attention(const struct worker *w, int layer, const float *qkv, size_t qkv_stride, float *out);
+/* Makes the heads ready (norms, rope; in place) and appends keys and values to the cache. */
+void op_remember(const struct worker *w, int layer, const struct heads *heads);
+/* out[t] = softmax(attn_scale * q . k) . v over what each row's sequence holds up to its position: (n_rows, n_head, head_dim). The heads
+ * of queries share those of keys in groups of n_head / n_head_kv. */
+void op_attention(const struct worker *w, int layer, const struct heads *heads, float *out);
 
 /* fn applied to columns `range` of all vectors of y */
 void op_apply(const struct worker *w, void (*fn)(float *x, int64_t n), struct range range, float *y, size_t y_stride);
+/* gate = silu(gate) * up, in columns `range` of all vectors */
+void op_silu_mul(const struct worker *w, struct range range, float *gate, const float *up, size_t stride);
 
 #endif

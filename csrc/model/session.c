@@ -9,8 +9,7 @@
 enum { WORKER_BYTES = 8 << 10, PHASES_PER_LAYER = 5 };
 
 struct gpt_session *session_new(struct gpt_model *model, int n_sequence, int n_ctx) {
-    if (n_ctx == 0) n_ctx = model->h.n_ctx;
-    if (n_ctx < 1 || n_ctx > model->h.n_ctx) {
+    if (n_ctx < 0 || n_ctx > model->h.n_ctx) {
         error_set(GPT_EINVAL, "a context of %d tokens; this model has 1 to %d", n_ctx, model->h.n_ctx);
         return NULL;
     }

@@ -24,20 +24,6 @@ static void bf16_dequantize(const void *w, int64_t n, float *x) {
     for (int64_t i = 0; i < n; i++) x[i] = bf16_to_float(b[i]);
 }
 
-/* The sums run in 16 lanes, as in the fast kernels. */
-#define DOT(name, type, convert)                                                          \
-    static float name(const void *w, const void *act, int64_t n) {                        \
-        const type *a = w;                                                                \
-        const float *x = act;                                                             \
-        float lane[16] = {0}, sum = 0;                                                    \
-        for (int64_t i = 0; i < n; i++) lane[i % 16] += convert(a[i]) * x[i];             \
-        for (int j = 0; j < 16; j++) sum += lane[j];                                      \
-        return sum;                                                                       \
-    }
-DOT(f32_dot, float, )
-DOT(f16_dot, uint16_t, half_to_float)
-DOT(bf16_dot, uint16_t, bf16_to_float)
-
-const struct quant quant_f32 = {"f32", 0, 1, 4, ACT_F32, f32_copy, f32_dequantize, f32_dot};
-const struct quant quant_f16 = {"f16", 1, 1, 2, ACT_F32, f16_quantize, f16_dequantize, f16_dot};
-const struct quant quant_bf16 = {"bf16", 30, 1, 2, ACT_F32, bf16_quantize, bf16_dequantize, bf16_dot};
+const struct quant quant_f32 = {"f32", 0, 1, 4, FORM_FLOATS, 0, NULL, f32_copy, f32_dequantize};
+const struct quant quant_f16 = {"f16", 1, 1, 2, FORM_FLOATS, 0, NULL, f16_quantize, f16_dequantize};
+const struct quant quant_bf16 = {"bf16", 30, 1, 2, FORM_FLOATS, 0, NULL, bf16_quantize, bf16_dequantize};

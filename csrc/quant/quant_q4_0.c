@@ -1,8 +1,11 @@
-/* q4_0: blocks of 32 weights with one scale.
+/* q4_0 and q4_1: blocks of 32 weights in 4 bits each.
  *
- *     | f16 d | uint8 q[16] |         weight j = d * (q[j] & 15) - 8 d,  weight 16 + j = d * (q[j] >> 4) - 8 d
+ *     q4_0    | f16 d | uint8 q[16] |              weight = d * (code - 8)
+ *     q4_1    | f16 d | f16 m | uint8 q[16] |      weight = d * code + m
  *
- * d takes the sign that puts the weight of largest magnitude at -8, the end that the range has and +8 lacks.
+ * Code j is the low nibble of q[j], code 16 + j the high one.
+ *
+ * q4_0's d takes the sign that puts the weight of largest magnitude at -8, the end that the range has and +8 lacks.
  */
 #include <math.h>
 
@@ -22,28 +25,24 @@ static void q4_0_quantize(const float *x, int64_t n, void *w) {
     }
 }
 
-static void q4_0_dequantize(const void *w, int64_t n, float *x) {
-    const struct block_q4_0 *in = w;
-    for (int64_t b = 0; b < n / 32; b++, x += 32) {
-        float d = half_to_float(in[b].d);
-        for (int j = 0; j < 16; j++) {
-            x[j] = d * ((in[b].q[j] & 15) - 8);
-            x[16 + j] = d * ((in[b].q[j] >> 4) - 8);
-        }
+static void q4_0_codes(const void *row, int64_t i, struct codes *c) {
+    const struct block_q4_0 *b = (const struct block_q4_0 *)row + i;
+    c->d[0] = c->d[1] = half_to_float(b->d);
+    for (int j = 0; j < 16; j++) {
+        c->q[j] = b->q[j] & 15;
+        c->q[16 + j] = b->q[j] >> 4;
     }
 }
 
-static float q4_0_dot(const void *w, const void *act, int64_t n) {
-    const struct block_q4_0 *in = w;
-    const int8_t *q = act;
-    const float *d = (const float *)((const char *)act + act_q8_d(n));
-    float sum = 0;
-    for (int64_t b = 0; b < n / 32; b++, q += 32) {
-        int32_t s = 0;
-        for (int j = 0; j < 16; j++) s += ((in[b].q[j] & 15) - 8) * q[j] + ((in[b].q[j] >> 4) - 8) * q[16 + j];
-        sum += half_to_float(in[b].d) * d[b] * (float)s;
+static void q4_1_codes(const void *row, int64_t i, struct codes *c) {
+    const struct block_q4_1 *b = (const struct block_q4_1 *)row + i;
+    c->d[0] = c->d[1] = half_to_float(b->d);
+    c->m[0] = c->m[1] = half_to_float(b->m);
+    for (int j = 0; j < 16; j++) {
+        c->q[j] = b->q[j] & 15;
+        c->q[16 + j] = b->q[j] >> 4;
     }
-    return sum;
 }
 
-const struct quant quant_q4_0 = {"q4_0", 2, 32, sizeof(struct block_q4_0), ACT_Q8, q4_0_quantize, q4_0_dequantize, q4_0_dot};
+const struct quant quant_q4_0 = {"q4_0", 2, 32, sizeof(struct block_q4_0), FORM_32, 8, q4_0_codes, q4_0_quantize, NULL};
+const struct quant quant_q4_1 = {"q4_1", 3, 32, sizeof(struct block_q4_1), FORM_32_MIN, 0, q4_1_codes, NULL, NULL};

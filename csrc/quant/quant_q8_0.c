@@ -17,25 +17,10 @@ static void q8_0_quantize(const float *x, int64_t n, void *w) {
     }
 }
 
-static void q8_0_dequantize(const void *w, int64_t n, float *x) {
-    const struct block_q8_0 *in = w;
-    for (int64_t b = 0; b < n / 32; b++) {
-        float d = half_to_float(in[b].d);
-        for (int j = 0; j < 32; j++) x[b * 32 + j] = d * in[b].q[j];
-    }
+static void q8_0_codes(const void *row, int64_t i, struct codes *c) {
+    const struct block_q8_0 *b = (const struct block_q8_0 *)row + i;
+    c->d[0] = c->d[1] = half_to_float(b->d);
+    for (int j = 0; j < 32; j++) c->q[j] = (uint8_t)(b->q[j] + 128);
 }
 
-static float q8_0_dot(const void *w, const void *act, int64_t n) {
-    const struct block_q8_0 *in = w;
-    const int8_t *q = act;
-    const float *d = (const float *)((const char *)act + act_q8_d(n));
-    float sum = 0;
-    for (int64_t b = 0; b < n / 32; b++) {
-        int32_t s = 0;
-        for (int j = 0; j < 32; j++) s += in[b].q[j] * q[b * 32 + j];
-        sum += half_to_float(in[b].d) * d[b] * (float)s;
-    }
-    return sum;
-}
-
-const struct quant quant_q8_0 = {"q8_0", 8, 32, sizeof(struct block_q8_0), ACT_Q8, q8_0_quantize, q8_0_dequantize, q8_0_dot};
+const struct quant quant_q8_0 = {"q8_0", 8, 32, sizeof(struct block_q8_0), FORM_32, 128, q8_0_codes, q8_0_quantize, NULL};

@@ -150,8 +150,36 @@ static void fill_floats(float *x, int64_t n, enum mode mode, int exact_max) {
     }
 }
 
-/* Types whose blocks are one f16 scale and then integers: their bytes are drawn directly, past what quantize would write. */
-static int is_raw(const struct quant *type) { return type == &quant_q8_0 || type == &quant_q4_0; }
+/* Where the scales stand in a block, so that its bytes can be drawn directly, past what quantize would write: everything else is codes. */
+struct raw {
+    const struct quant *type;
+    int d, m;                            /* offsets of an f16 scale and of an f16 minimum; -1: none */
+    int scales, n_scales;                /* bytes of whole-number scales */
+    unsigned char noise, none[16];       /* none: all of these scales are 0 (of mxfp4: 1); flipping bits of noise leaves them small */
+};
+#define AT(type, field) (int)offsetof(struct block_##type, field)
+static const struct raw raws[] = {
+    {&quant_q8_0, AT(q8_0, d), -1, 0, 0, 0, {0}},
+    {&quant_q4_0, AT(q4_0, d), -1, 0, 0, 0, {0}},
+    {&quant_q4_1, AT(q4_1, d), AT(q4_1, m), 0, 0, 0, {0}},
+    {&quant_q5_0, AT(q5_0, d), -1, 0, 0, 0, {0}},
+    {&quant_q5_1, AT(q5_1, d), AT(q5_1, m), 0, 0, 0, {0}},
+    {&quant_q2_k, AT(q2_k, d), AT(q2_k, dmin), AT(q2_k, scales), 16, 0x33, {0}},
+    {&quant_q3_k, AT(q3_k, d), -1, AT(q3_k, scales), 12, 0x11, {[8] = 0xaa, 0xaa, 0xaa, 0xaa}},
+    {&quant_q4_k, AT(q4_k, d), AT(q4_k, dmin), AT(q4_k, scales), 12, 0x13, {0}},
+    {&quant_q5_k, AT(q5_k, d), AT(q5_k, dmin), AT(q5_k, scales), 12, 0x13, {0}},
+    {&quant_q6_k, AT(q6_k, d), -1, AT(q6_k, scales), 16, 0x07, {0}},
+    {&quant_iq4_nl, AT(iq4_nl, d), -1, 0, 0, 0, {0}},
+    {&quant_iq4_xs, AT(iq4_xs, d), -1, AT(iq4_xs, scales_h), 6, 0x01, {0xaa, 0xaa}},
+    {&quant_mxfp4, -1, -1, AT(mxfp4, e), 1, 0x03, {128}},
+};
+
+static const struct raw *raw_find(const struct quant *type) {
+    for (size_t i = 0; i < countof(raws); i++)
+        if (raws[i].type == type) return &raws[i];
+    if (type->codes) fail("check.c: raws[] has no row for %s", type->name);
+    return NULL;
+}
 
 static uint16_t random_scale(enum mode mode) {
     switch (mode) {
@@ -159,44 +187,84 @@ static uint16_t random_scale(enum mode mode) {
     case TINY: return (uint16_t)random_int(0, 1023);                         /* subnormal */
     case LARGE: return float_to_half(random_float(100, 65504));
     case ZERO: return random_int(0, 1) ? 0 : 0x8000;
-    default: return float_to_half(random_normal() * 0.02f);                  /* q4_0 has negative ones */
+    default: return float_to_half(random_normal() * 0.02f);                  /* negative ones, too */
     }
 }
 
-static void fill_raw(const struct quant *type, unsigned char *w, int64_t n_blocks, enum mode mode) {
+/* One of the patterns that a row of bytes may be made of; 5 is quiet, but for one. */
+static void fill_bytes(unsigned char *w, int n, int kind, unsigned char quiet) {
+    for (int j = 0; j < n; j++) {
+        int q[] = {0x80, 0x7f, 0x00, 0xff, random_int(0, 255), quiet};
+        w[j] = (unsigned char)q[kind];
+    }
+    if (kind == 5 && n) w[random_int(0, n - 1)] = random_int(0, 1) ? 0x7f : 0x80;
+}
+
+static void fill_raw(const struct raw *raw, unsigned char *w, int64_t n_blocks, enum mode mode) {
+    const struct quant *type = raw->type;
     for (int64_t b = 0; b < n_blocks; b++, w += type->bytes) {
-        uint16_t d = random_scale(mode);
-        int kind = mode == EXTREME || mode == EXACT ? random_int(0, 4) : mode == OUTLIER ? 5 : 4;
-        memcpy(w, &d, 2);
-        for (size_t j = 2; j < type->bytes; j++) {
-            int q[] = {0x80, 0x7f, 0x00, 0xff, random_int(0, 255), type == &quant_q4_0 ? 0x88 : 0};
-            w[j] = (unsigned char)q[kind];
-        }
-        if (kind == 5) w[2 + random_int(0, (int)type->bytes - 3)] = random_int(0, 1) ? 0x7f : 0x80;
+        int extreme = mode == EXTREME || mode == EXACT;
+        fill_bytes(w, (int)type->bytes, extreme ? random_int(0, 4) : mode == OUTLIER ? 5 : 4, type == &quant_q4_0 ? 0x88 : 0);
+        unsigned char *scales = w + raw->scales;
+        fill_bytes(scales, raw->n_scales, extreme ? random_int(0, 4) : 4, 0);
+        if (mode == EXACT && (type == &quant_mxfp4 || mostly()))
+            for (int j = 0; j < raw->n_scales; j++)
+                scales[j] = (unsigned char)(raw->none[j] ^ (random_int(0, 255) & raw->noise));
+        if (type == &quant_mxfp4 && mode != EXACT)       /* a power of two */
+            *scales = (unsigned char)random_int(mode == TINY ? 0 : mode == LARGE ? 128 : 118, mode == TINY ? 3 : mode == LARGE ? 150 : 130);
+        uint16_t d = random_scale(mode), m = mostly() ? random_scale(mode) : 0;
+        if (raw->d >= 0) memcpy(w + raw->d, &d, 2);
+        if (raw->m >= 0) memcpy(w + raw->m, &m, 2);
     }
 }
 
 static void fill_weights(const struct quant *type, void *w, int64_t n_in, enum mode mode) {
     static float x[1 << 16];
-    if (is_raw(type) && mostly()) { fill_raw(type, w, n_in / type->block, mode); return; }
+    const struct raw *raw = raw_find(type);
+    if (raw && (mode == EXACT || !type->quantize || mostly())) { fill_raw(raw, w, n_in / type->block, mode); return; }
     fill_floats(x, n_in, mode == LARGE ? NORMAL : mode, 8);
-    if (mode == EXACT && is_raw(type)) { fill_raw(type, w, n_in / type->block, mode); return; }
     if (mode == TINY)                                    /* subnormal halves, and subnormal floats through bf16 and f32 */
-        for (int64_t i = 0; i < n_in; i++) x[i] *= type->id == quant_f16.id || is_raw(type) ? 1e23f : 1e-9f;
+        for (int64_t i = 0; i < n_in; i++) x[i] *= type->id == quant_f16.id || raw ? 1e23f : 1e-9f;
     if (mode == LARGE)
         for (int64_t i = 0; i < n_in; i++) x[i] *= 2e4f;
     type->quantize(x, n_in, w);
 }
 
-/* ---- matmul ------------------------------------------------------------------------------------------------------- */
-
-static size_t act_bytes(const struct quant *type, int64_t n) {
-    return type->act == ACT_Q8 ? act_q8_bytes(n) : (size_t)n * 4;
+/* Rows of ordinary weights; of types that cannot be made here, of random bytes whose scales are small. */
+static void random_rows(const struct quant *type, char *w, size_t row, int n_out, int64_t n_in) {
+    static float x[1 << 16];
+    for (int r = 0; r < n_out; r++, w += row) {
+        fill_floats(x, n_in, NORMAL, 8);
+        if (type->quantize) type->quantize(x, n_in, w);
+        else for (size_t i = 0; i < row; i++) w[i] = (char)random_int(0, 31);
+    }
 }
 
+/* ---- matmul ------------------------------------------------------------------------------------------------------- */
+
+/* Vectors as the type wants them. */
+static size_t act_bytes(const struct quant *type, int64_t n) { return type->codes ? act_q8_bytes(n) : (size_t)n * 4; }
+
 static double act_value(const struct quant *type, const void *act, int64_t n, int64_t i) {
-    if (type->act == ACT_F32) return ((const float *)act)[i];
+    if (!type->codes) return ((const float *)act)[i];
     return (double)((const float *)((const char *)act + act_q8_d(n)))[i / 32] * ((const int8_t *)act)[i];
+}
+
+/* m->n_tok of the vectors, from vector t on, in an arena, in the arrangement that so many have; the rest of a group is poison. */
+static void act_place(struct matmul *m, int arena, const char *vectors, size_t stride, int t) {
+    size_t slack = (size_t)random_int(0, mostly() ? 0 : 3), bytes = act_bytes(m->type, m->n_in);
+    int groups = m->type->codes && m->n_tok > ACT_FEW;
+    m->a_stride = groups ? act_group_bytes(m->n_in) + 64 * slack : bytes + (m->type->codes ? 64 : 4) * slack;
+    size_t n = (size_t)(groups ? (m->n_tok + ACT_GROUP - 1) / ACT_GROUP : m->n_tok);
+    if (groups) bytes = act_group_bytes(m->n_in);
+    char *a = place(arena, n ? (n - 1) * m->a_stride + bytes : 0, 1);
+    for (int i = 0; i < m->n_tok; i++) {
+        const char *from = vectors + (size_t)(t + i) * stride;
+        if (groups) act_group_put(from, m->n_in, i % ACT_GROUP, (struct act_block *)(a + (size_t)(i / ACT_GROUP) * m->a_stride));
+        else memcpy(a + (size_t)i * m->a_stride, from, bytes);
+    }
+    lock(arena);
+    m->a = a;
 }
 
 /* Calls fn on outputs of its own, poisoned; checks that exactly the outputs were written, and gives them. */
@@ -214,6 +282,17 @@ static float *matmul_call(matmul_fn *fn, struct matmul m, int arena) {
     return y;
 }
 
+/* The weights of a row, and how large they are before a minimum takes away from them: |d * (q - zero)| + |m|. */
+static void weights_read(const struct quant *type, const void *row, int64_t n, float *w, float *size) {
+    quant_dequantize(type, row, n, w);
+    for (int64_t i = 0; i < n; i++) size[i] = fabsf(w[i]);
+    for (int64_t b = 0; quant_has_mins(type) && b < n / 32; b++) {
+        struct codes c;
+        type->codes(row, b, &c);
+        for (int j = 0; j < 32; j++) size[b * 32 + j] = fabsf(c.d[j / 16] * (float)(c.q[j] - type->zero)) + fabsf(c.m[j / 16]);
+    }
+}
+
 /* One problem. fn against ref, or, if ref is NULL (scalar itself), against sums in double. Every float evaluation of a sum of n
  * products is within n * FLT_EPSILON / 2 * sum|w * x| (Higham 2002, section 4.2) and a little for rounding the products; the
  * factor 2 leaves room for the latter, and two evaluations differ by twice that. Products that underflow add 2^-149 each, times
@@ -225,36 +304,35 @@ static void matmul_case(const struct quant *type, matmul_fn *fn, matmul_fn *ref,
     struct matmul m = {.type = type, .n_in = n_in, .n_out = n_out, .n_tok = n_tok};
     size_t align = type->bytes == 4 ? 4 : 2;             /* rows of blocks lie at any even address */
     m.w_stride = row + align * (size_t)random_int(0, mostly() ? 0 : 9);
-    m.a_stride = act_bytes(type, n_in) + (type->act == ACT_Q8 ? 64 : 4) * (size_t)random_int(0, mostly() ? 0 : 3);
 
     char *w = place(0, n_out ? (size_t)(n_out - 1) * m.w_stride + row : 0, mostly());
     for (int r = 0; r < n_out; r++) fill_weights(type, w + r * m.w_stride, n_in, mode);
-    char *a = place(1, n_tok ? (size_t)(n_tok - 1) * m.a_stride + act_bytes(type, n_in) : 0, 1);
+    lock(0);
+    m.w = w;
+    static _Alignas(64) char vectors[1 << 21];
+    size_t stride = (size_t)round_up((int64_t)act_bytes(type, n_in), 64);
     for (int t = 0; t < n_tok; t++) {
         static float x[1 << 16];
-        fill_floats(x, n_in, mode, type->act == ACT_Q8 ? 127 : 8);
-        if (type->act == ACT_Q8) act_q8_quantize(x, n_in, a + t * m.a_stride);
-        else memcpy(a + t * m.a_stride, x, (size_t)n_in * 4);
+        fill_floats(x, n_in, mode, type->codes ? 127 : 8);
+        if (type->codes) act_q8_quantize(x, n_in, vectors + t * stride);
+        else memcpy(vectors + t * stride, x, (size_t)n_in * 4);
     }
-    lock(0);
-    lock(1);
-    m.w = w;
-    m.a = a;
+    act_place(&m, 1, vectors, stride, 0);
 
     float *y = matmul_call(fn, m, 2);
     float *want = ref ? matmul_call(ref, m, 3) : NULL;
-    static float wf[1 << 16];
+    static float wf[1 << 16], sizes[1 << 16];
     for (int r = 0; r < n_out; r++) {
-        type->dequantize(w + r * m.w_stride, n_in, wf);
+        weights_read(type, w + r * m.w_stride, n_in, wf, sizes);
         for (int t = 0; t < n_tok; t++) {
             double sum = 0, magnitude = 0;
             for (int64_t i = 0; i < n_in; i++) {
-                double product = wf[i] * act_value(type, a + t * m.a_stride, n_in, i);
-                sum += product;
-                magnitude += fabs(product);
+                double a = act_value(type, vectors + t * stride, n_in, i);
+                sum += wf[i] * a;
+                magnitude += sizes[i] * fabs(a);
             }
             float got = y[t * n_out + r];
-            int exact = mode == EXACT && (type->act == ACT_F32 || is_raw(type)) && magnitude < 0x1p24;
+            int exact = mode == EXACT && magnitude < 0x1p24;
             double expected = exact || !want ? sum : (double)want[t * n_out + r];
             double bound = exact ? 0 : 2 * (double)n_in * (FLT_EPSILON * magnitude + 0x1p14 * 0x1p-149);
             if (!(fabs(got - expected) <= bound))
@@ -267,9 +345,9 @@ static void matmul_case(const struct quant *type, matmul_fn *fn, matmul_fn *ref,
         int r = i ? random_int(0, n_out - 1) : n_out - 1, t = i ? random_int(0, n_tok - 1) : n_tok - 1;
         struct matmul part = m;
         part.w = w + r * m.w_stride;
-        part.a = a + t * m.a_stride;
         part.n_out = random_int(1, n_out - r);
         part.n_tok = random_int(1, n_tok - t);
+        act_place(&part, 1, vectors, stride, t);
         float *again = matmul_call(fn, part, 4);
         for (int k = 0; k < part.n_out * part.n_tok; k++) {
             int row_k = r + k % part.n_out, token_k = t + k / part.n_out;
@@ -343,31 +421,35 @@ static void act_q8_case(act_fn *fn, int64_t n, enum mode mode, int halves, int e
     for (size_t b = 0; b < (size_t)n / 32; b++) {
         if (memcmp(got + act_q8_d(n) + b * 4, want + act_q8_d(n) + b * 4, 4)) fail("d[%zu] differs", b);
         if (memcmp(got + act_q8_sum(n) + b * 4, want + act_q8_sum(n) + b * 4, 4)) fail("sum[%zu] differs", b);
+        if (memcmp(got + act_q8_half(n) + b * 4, want + act_q8_half(n) + b * 4, 4)) fail("half[%zu] differs", b);
     }
 }
 
 /* The reference itself, by its definition: d = max / 127 and q within half a step (and the rounding of the product). */
 static void act_q8_definition(void) {
     static float x[1024];
-    static _Alignas(64) char act[4096];
+    static _Alignas(64) char act[8192];
     for (int mode = 0; mode < N_MODES; mode++) {
         snprintf(test_case, sizeof test_case, "%s", mode_names[mode]);
         fill_floats(x, 1024, (enum mode)mode, 127);
         act_q8_quantize(x, 1024, act);
         for (int b = 0; b < 32; b++) {
             float max = 0, d;
-            int32_t sum = 0, said;
+            int32_t sum = 0, half = 0, said, half_said;
             for (int j = 0; j < 32; j++) max = fmaxf(max, fabsf(x[b * 32 + j]));
             memcpy(&d, act + act_q8_d(1024) + b * 4, 4);
             memcpy(&said, act + act_q8_sum(1024) + b * 4, 4);
+            memcpy(&half_said, act + act_q8_half(1024) + b * 4, 4);
             if (d != max / 127) fail("d[%d] is %.9g for a largest value of %.9g", b, d, max);
             for (int j = 0; j < 32; j++) {
                 int q = (int8_t)act[b * 32 + j];
                 sum += q;
+                half += j < 16 ? q : 0;
                 if (!(fabs((double)d * q - x[b * 32 + j]) <= d * (0.5 + 127 * 2 * FLT_EPSILON)))
                     fail("%.9g became %d times %.9g", x[b * 32 + j], q, d);
             }
             if (sum != said) fail("sum[%d] is %d, not %d", b, said, sum);
+            if (half != half_said) fail("half[%d] is %d, not %d", b, half_said, half);
         }
     }
 }
@@ -517,6 +599,7 @@ static void gelu_tanh_check(const struct quant *type, void *fn, void *ref) {
     gelu_check(*(gelu_fn **)fn, gelu_tanh_exact);
 }
 
+#if 0 /* ATTENTION: to be rewritten */
 /* ---- attention ---------------------------------------------------------------------------------------------------- */
 
 typedef void attention_fn(const struct attention *a);
@@ -616,6 +699,8 @@ static void attention_check(const struct quant *type, void *fn_, void *ref_) {
     for (size_t i = 0; i < countof(lengths); i++) attention_case(fn, ref, lengths[i], 64, NORMAL, 1);
 }
 
+#endif
+
 /* ---- the rate of multiply-adds: says how many it made, about as many as asked ------------------------------------- */
 
 typedef int64_t peak_fn(int64_t n);
@@ -668,7 +753,6 @@ static void call_gelu(struct work *w) {                  /* fresh inputs: gelu o
     (*(gelu_fn **)w->fn)(w->y, w->n);
 }
 static void call_peak(struct work *w) { (*(peak_fn **)w->fn)(w->n); }
-static void call_attention(struct work *w) { (*(attention_fn **)w->fn)(&w->a); }
 
 static void bench_line(const char *shape, double amount, const char *unit, void (*call)(struct work *), struct work *w, void *fn,
                        void *ref) {
@@ -687,25 +771,28 @@ static void *bench_alloc(size_t bytes) {
 }
 
 static void matmul_bench(const struct quant *type, void *fn, void *ref) {
-    enum { N_IN = 768, N_OUT = 256, N_TOK = 64 };
-    size_t row = quant_row_bytes(type, N_IN), a_stride = (size_t)round_up((int64_t)act_bytes(type, N_IN), 64);
-    char *w = bench_alloc(row * N_OUT), *a = bench_alloc(a_stride * N_TOK);
+    enum { N_IN = 2048, N_OUT = 512, N_TOK = 96 };
+    static const int tokens[] = {1, 8, N_TOK};
+    size_t row = quant_row_bytes(type, N_IN), stride = (size_t)round_up((int64_t)act_bytes(type, N_IN), 64);
+    char *w = bench_alloc(row * N_OUT), *a = bench_alloc(stride * N_TOK), *groups = bench_alloc(act_group_bytes(N_IN) * N_TOK / ACT_GROUP);
     float *y = bench_alloc(N_OUT * N_TOK * 4), x[N_IN];
-    for (int r = 0; r < N_OUT; r++) fill_floats(x, N_IN, NORMAL, 8), type->quantize(x, N_IN, w + r * row);
+    random_rows(type, w, row, N_OUT, N_IN);
     for (int t = 0; t < N_TOK; t++) {
         fill_floats(x, N_IN, NORMAL, 8);
-        if (type->act == ACT_Q8) act_q8_quantize(x, N_IN, a + t * a_stride);
-        else memcpy(a + t * a_stride, x, sizeof x);
+        if (type->codes) act_q8_quantize(x, N_IN, a + t * stride);
+        else memcpy(a + t * stride, x, sizeof x);
+        if (type->codes)
+            act_group_put(a + t * stride, N_IN, t % ACT_GROUP, (struct act_block *)(groups + (size_t)(t / ACT_GROUP) * act_group_bytes(N_IN)));
     }
-    static const int tokens[] = {1, 4, 64};
     for (size_t i = 0; i < countof(tokens); i++) {
-        struct work work = {.m = {type, w, row, a, a_stride, y, N_OUT, N_IN, N_OUT, tokens[i]}};
+        int grouped = type->codes && tokens[i] > ACT_FEW;
+        struct work work = {.m = {type, w, row, grouped ? groups : a, grouped ? act_group_bytes(N_IN) : stride, y, N_OUT, N_IN, N_OUT, tokens[i]}};
         char shape[32];
         snprintf(shape, sizeof shape, "%s %dx%dx%d", i ? "prefill" : "decode", N_OUT, N_IN, tokens[i]);
         if (i == 0) bench_line(shape, (double)row * N_OUT, "GB/s", call_matmul, &work, fn, ref);
         else bench_line(shape, (double)N_OUT * N_IN * tokens[i], "GMAC/s", call_matmul, &work, fn, ref);
     }
-    free(w), free(a), free(y);
+    free(w), free(a), free(groups), free(y);
 }
 
 static void vector_bench(void (*call)(struct work *), int n, void *fn, void *ref) {
@@ -722,6 +809,7 @@ static void act_q8_bench(const struct quant *type, void *fn, void *ref) { (void)
 static void layer_norm_bench(const struct quant *type, void *fn, void *ref) { (void)type; vector_bench(call_norm, 768, fn, ref); }
 static void gelu_bench(const struct quant *type, void *fn, void *ref) { (void)type; vector_bench(call_gelu, 3072, fn, ref); }
 
+#if 0 /* ATTENTION: to be rewritten */
 static void attention_bench(const struct quant *type, void *fn, void *ref) {
     (void)type;
     enum { N = 256, DIM = 64 };
@@ -733,6 +821,8 @@ static void attention_bench(const struct quant *type, void *fn, void *ref) {
     bench_line("n 256, head_dim 64", 2.0 * N * DIM, "GMAC/s", call_attention, &work, fn, ref);
     free(k), free(v), free(small);
 }
+
+#endif
 
 static void mac_peak_bench(const struct quant *type, void *fn, void *ref) {
     (void)type;
@@ -766,7 +856,7 @@ static void round_trip_check(const struct quant *type, const float *x, int64_t n
     for (size_t i = 0; i < countof(precisions); i++)
         if (precisions[i].type == type) p = precisions[i];
     type->quantize(x, n, w);
-    type->dequantize(w, n, back);
+    quant_dequantize(type, w, n, back);
     for (int64_t i = 0; i < n; i++) {
         float extreme = 0;
         for (int64_t j = i / type->block * type->block; j < i / type->block * type->block + type->block; j++)
@@ -782,6 +872,7 @@ static void round_trip_check(const struct quant *type, const float *x, int64_t n
 static void round_trips(void) {
     static float x[1 << 10];
     for (int i = 0; i < n_quants; i++) {
+        if (!quants[i]->quantize) continue;
         for (int mode = 0; mode < N_MODES; mode++) {
             for (int repeat = 0; repeat < (quick ? 5 : 50); repeat++) {
                 snprintf(test_case, sizeof test_case, "%s, %s", quants[i]->name, mode_names[mode]);
@@ -799,19 +890,111 @@ static void round_trips(void) {
 }
 
 /* One block of each format written by hand from the specification. */
+static void layout(const struct quant *type, const void *block, float (*weight)(int j)) {
+    float x[256];
+    snprintf(test_case, sizeof test_case, "%s", type->name);
+    quant_dequantize(type, block, type->block, x);
+    for (int j = 0; j < type->block; j++)
+        if (x[j] != weight(j)) fail("weight %d is %g, not %g", j, x[j], weight(j));
+}
+
+static float weight_q8_0(int j) { return 2.0f * (float)j - 64; }
+static float weight_q4_0(int j) { return -2.0f * (float)(j < 16 ? j - 8 : 7 - (j - 16)); }
+static float weight_q4_1(int j) { return -2.0f * (float)(j < 16 ? j : 15 - (j - 16)) + 0.5f; }
+static float weight_q5_0(int j) { return -2.0f * (float)(j - 16); }
+static float weight_q5_1(int j) { return -2.0f * (float)j + 0.5f; }
+static float weight_iq4_nl(int j) {
+    static const int values[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
+    return -2.0f * (float)values[j < 16 ? j : 15 - (j - 16)];
+}
+static float weight_mxfp4(int j) {
+    static const float values[16] = {0, 0.5f, 1, 1.5f, 2, 3, 4, 6, 0, -0.5f, -1, -1.5f, -2, -3, -4, -6};
+    return 0.25f * values[j < 16 ? j : 15 - (j - 16)];
+}
+static int code_256(int j, int most) { return (7 * j + j / 32) % (most + 1); }       /* no two sub-blocks have the same */
+static float weight_q2_k(int j) { return -2.0f * (float)(j / 16) * (float)code_256(j, 3) - 0.5f * (float)(15 - j / 16); }
+static float weight_q3_k(int j) { return -2.0f * (float)(4 * (j / 16) + 1 - 32) * (float)(code_256(j, 7) - 4); }
+static int scale_k(int j) { return 8 * (j / 32) + 5; }
+static float weight_q4_k(int j) { return -2.0f * (float)scale_k(j) * (float)code_256(j, 15) - 0.5f * (float)(63 - scale_k(j)); }
+static float weight_q5_k(int j) { return -2.0f * (float)scale_k(j) * (float)code_256(j, 31) - 0.5f * (float)(63 - scale_k(j)); }
+static float weight_q6_k(int j) { return -2.0f * (float)(17 * (j / 16) - 128) * (float)(code_256(j, 63) - 32); }
+static float weight_iq4_xs(int j) { return (float)(scale_k(j) - 32) * weight_iq4_nl(code_256(j, 15)); }
+
+static void put(uint8_t *byte, int from, int value) { *byte = (uint8_t)(*byte | value << from); }
+
+static void layouts_32(void) {
+    struct block_q8_0 q8_0 = {.d = 0x3800};                                  /* 0.5 */
+    struct block_q4_0 q4_0 = {.d = 0xc000};                                  /* -2 */
+    struct block_q4_1 q4_1 = {.d = 0xc000, .m = 0x3800};
+    struct block_q5_0 q5_0 = {.d = 0xc000, .qh = {0, 0, 0xff, 0xff}};        /* code j of q5 is j */
+    struct block_q5_1 q5_1 = {.d = 0xc000, .m = 0x3800, .qh = {0, 0, 0xff, 0xff}};
+    struct block_iq4_nl iq4_nl = {.d = 0xc000};
+    struct block_mxfp4 mxfp4 = {.e = 125};                                   /* 1/4 */
+    for (int j = 0; j < 32; j++) q8_0.q[j] = (int8_t)(4 * j - 128);
+    for (int j = 0; j < 16; j++) {
+        q4_0.q[j] = q4_1.q[j] = iq4_nl.q[j] = mxfp4.q[j] = (uint8_t)(j | (15 - j) << 4);
+        q5_0.q[j] = q5_1.q[j] = (uint8_t)(j | j << 4);
+    }
+    layout(&quant_q8_0, &q8_0, weight_q8_0);
+    layout(&quant_q4_0, &q4_0, weight_q4_0);
+    layout(&quant_q4_1, &q4_1, weight_q4_1);
+    layout(&quant_q5_0, &q5_0, weight_q5_0);
+    layout(&quant_q5_1, &q5_1, weight_q5_1);
+    layout(&quant_iq4_nl, &iq4_nl, weight_iq4_nl);
+    layout(&quant_mxfp4, &mxfp4, weight_mxfp4);
+}
+
+static void layouts_256(void) {
+    struct block_q2_k q2_k = {.d = 0xc000, .dmin = 0x3800};
+    struct block_q3_k q3_k = {.d = 0xc000};
+    struct block_q4_k q4_k = {.d = 0xc000, .dmin = 0x3800};
+    struct block_q5_k q5_k = {.d = 0xc000, .dmin = 0x3800};
+    struct block_q6_k q6_k = {.d = 0xc000};
+    struct block_iq4_xs iq4_xs = {.d = 0xc000};
+    for (int j = 0; j < 256; j++) {
+        int in_32 = j % 32, of_32 = j / 32, in_128 = j % 128 / 32, half = j / 128;
+        put(&q2_k.q[32 * half + in_32], 2 * in_128, code_256(j, 3));
+        put(&q3_k.q[32 * half + in_32], 2 * in_128, code_256(j, 7) & 3);
+        put(&q3_k.hmask[in_32], of_32, code_256(j, 7) >> 2);
+        put(&q4_k.q[of_32 / 2 * 32 + in_32], of_32 % 2 * 4, code_256(j, 15));
+        put(&q5_k.q[of_32 / 2 * 32 + in_32], of_32 % 2 * 4, code_256(j, 31) & 15);
+        put(&q5_k.qh[in_32], of_32, code_256(j, 31) >> 4);
+        put(&q6_k.q[64 * half + in_128 % 2 * 32 + in_32], in_128 / 2 * 4, code_256(j, 63) & 15);
+        put(&q6_k.qh[32 * half + in_32], 2 * in_128, code_256(j, 63) >> 4);
+        put(&iq4_xs.q[16 * of_32 + in_32 % 16], in_32 / 16 * 4, code_256(j, 15));
+    }
+    for (int s = 0; s < 16; s++) {
+        q2_k.scales[s] = (uint8_t)(s | (15 - s) << 4);
+        put(&q3_k.scales[s % 8], s / 8 * 4, (4 * s + 1) & 15);
+        put(&q3_k.scales[8 + s % 4], s / 4 * 2, (4 * s + 1) >> 4);
+        q6_k.scales[s] = (int8_t)(17 * s - 128);
+    }
+    for (int s = 0; s < 8; s++) {
+        int scale = 8 * s + 5, min = 63 - scale;
+        put(&iq4_xs.scales_l[s / 2], s % 2 * 4, scale & 15);
+        iq4_xs.scales_h = (uint16_t)(iq4_xs.scales_h | scale >> 4 << 2 * s);
+        if (s < 4) {
+            put(&q4_k.scales[s], 0, scale);
+            put(&q4_k.scales[4 + s], 0, min);
+        } else {
+            put(&q4_k.scales[4 + s], 0, scale & 15);
+            put(&q4_k.scales[4 + s], 4, min & 15);
+            put(&q4_k.scales[s - 4], 6, scale >> 4);
+            put(&q4_k.scales[s], 6, min >> 4);
+        }
+    }
+    memcpy(q5_k.scales, q4_k.scales, 12);
+    layout(&quant_q2_k, &q2_k, weight_q2_k);
+    layout(&quant_q3_k, &q3_k, weight_q3_k);
+    layout(&quant_q4_k, &q4_k, weight_q4_k);
+    layout(&quant_q5_k, &q5_k, weight_q5_k);
+    layout(&quant_q6_k, &q6_k, weight_q6_k);
+    layout(&quant_iq4_xs, &iq4_xs, weight_iq4_xs);
+}
+
 static void layouts(void) {
-    float x[32];
-    snprintf(test_case, sizeof test_case, "q8_0");
-    struct block_q8_0 b8 = {.d = 0x3800};                                    /* 0.5 */
-    for (int j = 0; j < 32; j++) b8.q[j] = (int8_t)(4 * j - 128);
-    quant_q8_0.dequantize(&b8, 32, x);
-    for (int j = 0; j < 32; j++) if (x[j] != 2.0f * (float)j - 64) fail("weight %d is %g", j, x[j]);
-    snprintf(test_case, sizeof test_case, "q4_0");
-    struct block_q4_0 b4 = {.d = 0xc000};                                    /* -2 */
-    for (int j = 0; j < 16; j++) b4.q[j] = (uint8_t)(j | (15 - j) << 4);
-    quant_q4_0.dequantize(&b4, 32, x);
-    for (int j = 0; j < 16; j++) if (x[j] != -2.0f * (float)(j - 8)) fail("weight %d is %g", j, x[j]);
-    for (int j = 0; j < 16; j++) if (x[16 + j] != -2.0f * (float)(7 - j)) fail("weight %d is %g", 16 + j, x[16 + j]);
+    layouts_32();
+    layouts_256();
 }
 
 /* A 16-bit float with so many bits of mantissa and exponent, read as the textbook says. */
@@ -885,7 +1068,6 @@ static const struct kernel kernels[] = {
     {"layer_norm", offsetof(struct kernels, layer_norm), layer_norm_check, layer_norm_bench},
     {"gelu_erf", offsetof(struct kernels, gelu_erf), gelu_erf_check, gelu_bench},
     {"gelu_tanh", offsetof(struct kernels, gelu_tanh), gelu_tanh_check, gelu_bench},
-    {"attention", offsetof(struct kernels, attention), attention_check, attention_bench},
     {"mac_peak", offsetof(struct kernels, mac_peak), mac_peak_check, mac_peak_bench},
 };
 static const struct { const char *name; void (*run)(void); } plain[] = {     /* what no instruction set changes */

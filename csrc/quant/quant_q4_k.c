@@ -1,0 +1,33 @@
+/* q4_k and q5_k: blocks of 256 weights in 4 or 5 bits each, in 8 sub-blocks of 32.
+ *
+ *     q4_k    | f16 d | f16 dmin | uint8 scales[12] | uint8 q[128] |                     weight = d * scale * code - dmin * min
+ *     q5_k    | f16 d | f16 dmin | uint8 scales[12] | uint8 qh[32] | uint8 q[128] |      the same
+ *
+ * Sub-block s is weights 32 s .. 32 s + 31. Two of them share 32 bytes of q: the low 4 bits of weight j of sub-block s are a nibble of
+ * q[32 (s / 2) + j], the low one if s is even; the fifth is bit s of qh[j]. scale and min have 6 bits each, in scales (S and M are those of
+ * sub-blocks 0 .. 3, s and m those of 4 .. 7, high bits first):
+ *
+ *     bytes 0 .. 3: ssSSSSSS      4 .. 7: mmMMMMMM      8 .. 11: mmmmssss
+ */
+#include <math.h>
+
+#include "quant/quant.h"
+
+static void q4_k_codes(const void *row, int64_t i, struct codes *c) {
+    const struct block_q4_k *b = (const struct block_q4_k *)row + i / 8;
+    int s = (int)(i % 8);
+    c->d[0] = c->d[1] = half_to_float(b->d) * (float)k_scale(b->scales, s);
+    c->m[0] = c->m[1] = -(half_to_float(b->dmin) * (float)k_min(b->scales, s));
+    for (int j = 0; j < 32; j++) c->q[j] = b->q[s / 2 * 32 + j] >> 4 * (s % 2) & 15;
+}
+
+static void q5_k_codes(const void *row, int64_t i, struct codes *c) {
+    const struct block_q5_k *b = (const struct block_q5_k *)row + i / 8;
+    int s = (int)(i % 8);
+    c->d[0] = c->d[1] = half_to_float(b->d) * (float)k_scale(b->scales, s);
+    c->m[0] = c->m[1] = -(half_to_float(b->dmin) * (float)k_min(b->scales, s));
+    for (int j = 0; j < 32; j++) c->q[j] = (uint8_t)((b->q[s / 2 * 32 + j] >> 4 * (s % 2) & 15) | (b->qh[j] >> s & 1) << 4);
+}
+
+const struct quant quant_q4_k = {"q4_k", 12, 256, sizeof(struct block_q4_k), FORM_32_MIN, 0, q4_k_codes, NULL, NULL};
+const struct quant quant_q5_k = {"q5_k", 13, 256, sizeof(struct block_q5_k), FORM_32_MIN, 0, q5_k_codes, NULL, NULL};
