@@ -207,7 +207,7 @@ def run_bench(o: argparse.Namespace) -> None:
         else:
             limit, unit, used = machine["read_gb_per_second"], "GB/s", speed * described["bytes_per_token"] / 1e9
         spread = f"({result['slowest']:,.0f} to {result['fastest']:,.0f})"
-        show(result["test"], f"{speed:,.1f} tokens/s {spread}, {used:.1f} of {limit:.1f} {unit}")
+        show(result["test"], f"{speed:,.1f} tokens/s {spread}, {used:.1f} of {limit:.1f} {unit}: {used / limit:.0%}")
     show("machine", f"{machine['threads']} threads of {machine['cpus']} processors, {machine['isa']}")
 
 
@@ -217,7 +217,7 @@ def run_perplexity(o: argparse.Namespace) -> None:
     with open(o.textfile, "rb") as file:
         text = utf8(file.read(), repr(o.textfile))
     with open_model(o.model, o.threads) as model:
-        found = perplexity(model, text, o.windows, bar("perplexity", "window"), o.unknown)
+        found = perplexity(model, text, o.windows, bar("perplexity", "window"), o.unknown, o.context)
     show("tokens", f"{found.n_tokens} in {found.windows} window{'s' * (found.windows > 1)}, {found.n_bytes} bytes")
     show("nats per token", f"{found.nats_per_token:.5f}")
     show("perplexity", f"{found.perplexity:.4f}")
@@ -374,6 +374,7 @@ def arguments_perplexity(p: argparse.ArgumentParser) -> None:
     p.add_argument("model", metavar="MODEL")
     p.add_argument("textfile", metavar="TEXTFILE")
     p.add_argument("--windows", metavar="N", type=whole(1), help="only the first N windows of the model's context")
+    p.add_argument("-c", "--context", metavar="N", type=whole(1), help="tokens per window (default 2048, or all it has)")
     p.add_argument("--unknown", choices=["error", "skip"], default="error", help="characters the vocabulary lacks")
     p.add_argument("-t", "--threads", metavar="THREADS", type=whole(1, MAX_THREADS), help="default: every processor")
 

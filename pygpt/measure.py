@@ -17,6 +17,7 @@ from pygpt import _lib
 from pygpt.generate import Model
 from pygpt.model import IdModel
 
+WINDOW = 2048  # tokens that predict a text's next one: longer contexts hardly help and take quadratic time
 CHUNK = 128  # rows of logits at a time: 25 MB for GPT-2's vocabulary
 
 
@@ -47,21 +48,22 @@ def perplexity(
     windows: int | None = None,
     progress: Callable[[Iterable], Iterable] = iter,
     unknown: str = "error",
+    context: int | None = None,
 ) -> Perplexity:
-    """Reads text in windows of n_ctx consecutive tokens without overlap, each of which predicts its tokens' successors.
+    """Reads text in windows of `context` tokens without overlap, each of which predicts its tokens' successors.
 
     windows: only so many of them. The last one is shorter if the text is. progress: wraps the windows that are read.
-    unknown: "skip" drops characters that the vocabulary lacks.
-    Raises pygpt.Error for a text of less than two tokens.
+    unknown: "skip" drops characters that the vocabulary lacks. context: by default the model's, but 2048 at most.
+    Raises pygpt.Error for a text of less than two tokens, and for a context beyond the model's.
     """
     ids = array("i", model.tokenizer.encode(text, unknown=unknown))
     if len(ids) < 2:
         raise _lib.BadArgument(f"a text of {len(ids)} tokens has nothing to predict: it needs at least 2")
-    n_ctx = model.info.n_ctx
+    n_ctx = min(model.info.n_ctx, WINDOW) if context is None else _lib.whole("context", context, 1)
     begins = range(0, len(ids) - 1, n_ctx)[:windows]
     nats, seen = 0.0, Counter()
     logits = np.empty((CHUNK, model.info.n_vocab), np.float32)
-    with model.session() as session:
+    with model.session(n_ctx) as session:
         for begin in progress(begins):
             session.rewind(0)
             targets = ids[begin + 1 : begin + 1 + n_ctx]

@@ -99,7 +99,7 @@ static int bind_one(struct gpt_model *m, const struct binding *b, int layer, voi
     if (b->kind == BIND_VECTOR) return bind_vector(m, t, field);
     const struct quant *q = quant_find((uint32_t)t->type);
     *(struct weight *)field = (struct weight){q, t->data, quant_row_bytes(q, b->n_in), b->n_in, b->n_out};
-    if (q != &quant_f32) m->h.halves = 1;
+    if (q->codes) m->h.halves = 1;
     return GPT_OK;
 }
 

@@ -19,7 +19,7 @@ struct hparams {
     int window;              /* a token sees itself and the window - 1 before it; 0: all before it */
     int rms;                 /* norms divide by the root mean square; else they are layer norms */
     float norm_eps, attn_scale;
-    int halves;              /* keys and values are kept as f16: wherever weights are less than f32 */
+    int halves;              /* keys and values are kept as f16: where weights are quantized */
 };
 
 struct weight {              /* a matrix (n_out, n_in): y = w x */
