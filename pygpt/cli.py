@@ -374,7 +374,7 @@ def arguments_perplexity(p: argparse.ArgumentParser) -> None:
     p.add_argument("model", metavar="MODEL")
     p.add_argument("textfile", metavar="TEXTFILE")
     p.add_argument("--windows", metavar="N", type=whole(1), help="only the first N windows of the model's context")
-    p.add_argument("-c", "--context", metavar="N", type=whole(1), help="tokens per window (default 2048, or all it has)")
+    p.add_argument("-c", "--context", metavar="N", type=whole(1), help="tokens per window (2048, or all it has)")
     p.add_argument("--unknown", choices=["error", "skip"], default="error", help="characters the vocabulary lacks")
     p.add_argument("-t", "--threads", metavar="THREADS", type=whole(1, MAX_THREADS), help="default: every processor")
 

@@ -1,4 +1,4 @@
-"""Models of Llama's kind: the engine computes what the slow twin computes, and refuses what it would compute wrongly."""
+"""Models of Llama's kind: the engine computes what the slow twin does, and refuses what it would compute wrongly."""
 
 from dataclasses import replace
 
@@ -32,7 +32,7 @@ SHAPES = {
     "context beyond one batch": Config(n_ctx=300, n_layer=1),
     "odd width": Config(n_embd=36, n_head=3, n_head_kv=3, n_ff=52),
 }
-# Largest difference in logits whose spread is about 4. Rounding of floats makes 2e-5 of it; leaving out any part makes 0.05.
+# Largest difference in logits whose spread is about 4. Rounding of floats makes 2e-5 of it, leaving out any part 0.05.
 F32 = 3e-4
 
 

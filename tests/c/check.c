@@ -106,6 +106,7 @@ static void *place(int i, size_t bytes, int at_end) {
 }
 
 static void lock(int i) { mprotect(arenas[i].begin, ARENA_BYTES, PROT_READ); }
+static void unlock(int i) { mprotect(arenas[i].begin, ARENA_BYTES, PROT_READ | PROT_WRITE); }
 
 static int poisoned(const void *p, size_t bytes) {
     static const uint32_t pattern = POISON;
@@ -599,23 +600,197 @@ static void gelu_tanh_check(const struct quant *type, void *fn, void *ref) {
     gelu_check(*(gelu_fn **)fn, gelu_tanh_exact);
 }
 
-#if 0 /* ATTENTION: to be rewritten */
+/* ---- rms_norm ----------------------------------------------------------------------------------------------------- */
+
+typedef void rms_norm_fn(const float *x, const float *w, float eps, int64_t n, float *y);
+
+/* As for layer_norm, without a mean: the mean of squares is off by (L + 4) u, its root by half of that, the result by 4 u more.
+ * Squares of tiny values underflow; eps hides them. */
+static void rms_norm_case(rms_norm_fn *fn, rms_norm_fn *ref, int64_t n, enum mode mode) {
+    snprintf(test_case, sizeof test_case, "n %lld, %s", (long long)n, mode_names[mode]);
+    float eps = mode == TINY ? 1e-12f : 1e-5f;
+    int at_end = mostly();
+    size_t bytes = (size_t)n * 4;
+    float *x = place(0, bytes, at_end), *w = place(1, bytes, at_end);
+    fill_floats(x, n, mode, 8);
+    fill_floats(w, n, NORMAL, 8);
+    lock(0);
+    lock(1);
+    float *y = place(2, bytes, mostly()), *in_place = place(3, bytes, mostly());
+    fn(x, w, eps, n, y);
+    red_zones_check(2, y, bytes);
+    memcpy(in_place, x, bytes);
+    fn(in_place, w, eps, n, in_place);
+    red_zones_check(3, in_place, bytes);
+    if (memcmp(y, in_place, bytes)) fail("differs when the output is the input");
+
+    double squares = 0, u = FLT_EPSILON / 2.0, root = ((double)n / 16 + 20) * u / 2;
+    for (int64_t i = 0; i < n; i++) squares += (double)x[i] * x[i];
+    float *want = ref ? place(4, bytes, 1) : NULL;
+    if (ref) ref(x, w, eps, n, want);
+    for (int64_t i = 0; i < n; i++) {
+        double exact = x[i] / sqrt(squares / (double)n + eps) * w[i], expected = ref ? (double)want[i] : exact;
+        double bound = 2 * (fabs(exact) * (root + 4 * u) + 0x1p-148);
+        if (!(fabs(y[i] - expected) <= bound))
+            fail("y[%lld] is %.9g, not %.9g within %.3g", (long long)i, y[i], expected, bound);
+    }
+}
+
+static void rms_norm_check(const struct quant *type, void *fn, void *ref) {
+    (void)type;
+    static const int64_t large[] = {128, 384, 896, 1023, 2048, 4097};
+    for (int64_t n = 1; n <= 70 + (int64_t)countof(large); n++)
+        for (int mode = 0; mode < N_MODES; mode++)
+            rms_norm_case(*(rms_norm_fn **)fn, ref ? *(rms_norm_fn **)ref : NULL, n <= 70 ? n : large[n - 71], (enum mode)mode);
+}
+
+/* ---- silu_mul ----------------------------------------------------------------------------------------------------- */
+
+typedef void silu_fn(float *x, const float *y, int64_t n);
+
+/* Against the function itself, in double. The exponential is good to 2 FLT_EPSILON, the sum, the quotient and the products to half
+ * of one each: 4 of the result. It may flush what is below e^-87 to zero, which x and y multiply. */
+static void silu_values_check(silu_fn *fn, const float *x, const float *y, int64_t n) {
+    size_t bytes = (size_t)n * 4;
+    float *got = place(0, bytes, mostly()), *by = place(1, bytes, mostly());
+    memcpy(got, x, bytes);
+    memcpy(by, y, bytes);
+    lock(1);
+    fn(got, by, n);
+    red_zones_check(0, got, bytes);
+    for (int64_t i = 0; i < n; i++) {
+        double gate = x[i] / (1 + exp(-(double)x[i])), exact = gate * y[i];
+        double bound = 4 * FLT_EPSILON * fabs(exact) + fabs((double)x[i]) * 2 * FLT_MIN * (x[i] < -80) * (double)fabsf(y[i]) +
+                       0x1p-148 * (1 + fabs((double)y[i]));
+        if (fabs(exact) < FLT_MAX && !(fabs(got[i] - exact) <= bound))
+            fail("of %.9g and %.9g is %.9g, not %.9g within %.3g", x[i], y[i], got[i], exact, bound);
+    }
+    for (int k = 0; k < 3 && n > 1; k++) {               /* the same bits wherever a value stands */
+        int64_t first = random_int(0, (int)n - 1), count = random_int(1, (int)i64_min(n - first, 20));
+        float *part = place(2, (size_t)count * 4, 1);
+        memcpy(part, x + first, (size_t)count * 4);
+        fn(part, y + first, count);
+        if (memcmp(part, got + first, (size_t)count * 4)) fail("values depend on their place among %lld", (long long)n);
+    }
+}
+
+static void silu_mul_check(const struct quant *type, void *fn_, void *ref) {
+    (void)type, (void)ref;
+    silu_fn *fn = *(silu_fn **)fn_;
+    static float x[1 << 17], y[1 << 17];
+    for (int n = 1; n <= 70; n++)
+        for (int mode = 0; mode < N_MODES; mode++) {
+            snprintf(test_case, sizeof test_case, "n %d, %s", n, mode_names[mode]);
+            fill_floats(x, n, (enum mode)mode, 8);
+            fill_floats(y, n, mode == LARGE ? NORMAL : (enum mode)mode, 8);
+            silu_values_check(fn, x, y, n);
+        }
+    snprintf(test_case, sizeof test_case, "-100..100");
+    for (int i = 0; i < 60000; i++) x[i] = random_float(-100, 100), y[i] = random_normal();
+    silu_values_check(fn, x, y, 60000);
+    snprintf(test_case, sizeof test_case, "floats of every size");
+    int n = 0;
+    for (uint64_t bits = (uint64_t)random_int(0, 50000); bits < 1ull << 32; bits += 50001) {
+        float f = float_of((uint32_t)bits);
+        if (isfinite(f)) y[n] = random_normal(), x[n++] = f;
+    }
+    silu_values_check(fn, x, y, n);
+}
+
+/* ---- halves ------------------------------------------------------------------------------------------------------- */
+
+typedef void halves_fn(const float *x, int64_t n, uint16_t *h);
+
+/* The same bits as float_to_half's, which is tested below: of NaN, too. */
+static void halves_case(halves_fn *fn, const float *values, int64_t n) {
+    float *x = place(0, (size_t)n * 4, mostly());
+    memcpy(x, values, (size_t)n * 4);
+    lock(0);
+    uint16_t *h = place(1, (size_t)n * 2, mostly());
+    fn(x, n, h);
+    red_zones_check(1, h, (size_t)n * 2);
+    for (int64_t i = 0; i < n; i++)
+        if (h[i] != float_to_half(x[i])) fail("%.9g (0x%08x) became 0x%04x, not 0x%04x", x[i], bits_of(x[i]), h[i], float_to_half(x[i]));
+}
+
+static void halves_check(const struct quant *type, void *fn_, void *ref) {
+    (void)type, (void)ref;
+    halves_fn *fn = *(halves_fn **)fn_;
+    static float x[1 << 18];
+    for (int n = 1; n <= 70; n++)
+        for (int mode = 0; mode < N_MODES; mode++) {
+            snprintf(test_case, sizeof test_case, "n %d, %s", n, mode_names[mode]);
+            fill_floats(x, n, (enum mode)mode, 127);
+            if (!mostly()) x[random_int(0, n - 1)] = float_of(random_int(0, 1) ? 0x7fc00001 : 0xff800000);
+            halves_case(fn, x, n);
+        }
+    snprintf(test_case, sizeof test_case, "around every half");
+    int n = 0;
+    for (unsigned h = 0; h < 65536; h++) {               /* itself, halfway to the next, and a little on both sides of that */
+        uint32_t bits = bits_of(half_to_float((uint16_t)h)), half_way = bits_of(half_to_float((uint16_t)(h + 1)));
+        float middle = (float)(((double)float_of(bits) + (double)float_of(half_way)) / 2);
+        x[n++] = float_of(bits);
+        x[n++] = middle;
+        x[n++] = nextafterf(middle, INFINITY);
+        x[n++] = nextafterf(middle, -INFINITY);
+    }
+    halves_case(fn, x, n);
+    snprintf(test_case, sizeof test_case, "any bits");
+    for (n = 0; n < 1 << 16; n++) x[n] = float_of((uint32_t)random_u64());
+    halves_case(fn, x, n);
+}
+
 /* ---- attention ---------------------------------------------------------------------------------------------------- */
 
 typedef void attention_fn(const struct attention *a);
 
+/* Which arena holds what. */
+enum { AT_Q, AT_K, AT_V, AT_P, AT_OUT, AT_REF };
+
 static size_t key_at(const struct attention *a, int i, int d) {      /* where k has dimension d of position i */
     return ((size_t)(i / KV_TILE) * (size_t)a->head_dim + (size_t)d) * KV_TILE + (size_t)(i % KV_TILE);
 }
+static size_t value_at(const struct attention *a, int i, int d) { return (size_t)i * (size_t)a->v_stride + (size_t)d; }
 
-/* Puts p into the arena and out into the next one; a keeps the pointers to them. */
-static void attention_call(attention_fn *fn, struct attention *a, int arena) {
-    size_t p_bytes = (size_t)round_up(a->n, KV_TILE) * 4, out_bytes = (size_t)a->head_dim * 4;
-    a->p = place(arena, p_bytes, 1);
-    a->out = place(arena + 1, out_bytes, mostly());
-    fn(a);
-    red_zones_check(arena, a->p, p_bytes);
-    red_zones_check(arena + 1, a->out, out_bytes);
+static float number_get(const struct attention *a, const void *p, size_t at) {
+    return a->halves ? half_to_float(((const uint16_t *)p)[at]) : ((const float *)p)[at];
+}
+static void number_put(const struct attention *a, void *p, size_t at, float f) {
+    if (a->halves) ((uint16_t *)p)[at] = float_to_half(f);
+    else ((float *)p)[at] = f;
+}
+
+/* NaN, or what is kept in saved, into all numbers of position i. */
+static void position_put(const struct attention *a, int i, int n, const float *saved) {
+    for (int d = 0; d < a->head_dim; d++) number_put(a, (void *)a->k, key_at(a, i, d), saved ? saved[d] : NAN);
+    for (int d = 0; i < n && d < a->v_stride; d++)
+        number_put(a, (void *)a->v, value_at(a, i, d), saved ? saved[a->head_dim + d] : NAN);
+}
+
+/* Calls fn for queries of a that pick names; their outputs lie in an arena, one behind the other with gaps of gap floats. */
+static float *attention_call(attention_fn *fn, const struct attention *a, const int *pick, int n, int arena, int gap) {
+    struct query queries[ATTENTION_MAX];
+    struct attention b = *a;
+    size_t stride = (size_t)(a->head_dim + gap), out_bytes = ((size_t)(n - 1) * stride + (size_t)a->head_dim) * 4;
+    float *out = place(arena, out_bytes, mostly());
+    int end = 0;
+    for (int i = 0; i < n; i++) {
+        queries[i] = a->queries[pick[i]];
+        queries[i].out = out + (size_t)i * stride;
+        end = queries[i].end > end ? queries[i].end : end;
+    }
+    b.queries = queries;
+    b.n_queries = n;
+    b.p_stride = (size_t)round_up(end, KV_TILE) + (mostly() ? 0 : KV_TILE);
+    size_t p_bytes = (size_t)n * b.p_stride * 4;
+    b.p = place(AT_P, p_bytes, mostly());
+    fn(&b);
+    red_zones_check(AT_P, b.p, p_bytes);
+    red_zones_check(arena, out, out_bytes);
+    for (int i = 1; i < n; i++)
+        if (!poisoned(out + (size_t)i * stride - gap, (size_t)gap * 4)) fail("wrote between its outputs");
+    for (int i = 1; i < n; i++) memmove(out + i * a->head_dim, out + (size_t)i * stride, (size_t)a->head_dim * 4);
+    return out;
 }
 
 /* Let u = FLT_EPSILON / 2 and s_i be the exact scores. One evaluation has
@@ -623,43 +798,20 @@ static void attention_call(attention_fn *fn, struct attention *a, int arena) {
  *     exp(s_i - max) by   relative e_i = 2 ds + u |s_i - max| + 4 FLT_EPSILON (the exponential itself)
  *     p_i by              relative r_i = e_i + sum_j p_j e_j + (n + 2) u; expm1(r_i) where that is not small, 1 at most
  *     out by              sum_i p_i r_i |v_i| + (n + 1) u sum_i p_i |v_i|
- * and two evaluations differ by twice that. An exponential may flush what is below FLT_MIN to zero. The unused positions of the
- * last tile are poisoned: they are nobody's. */
-static void attention_case(attention_fn *fn, attention_fn *ref, int n, int head_dim, enum mode mode, float sharpness) {
-    int tiles = (n + KV_TILE - 1) / KV_TILE;
-    if (mode == OUTLIER) sharpness *= 1e-4f;             /* products of two outliers */
-    snprintf(test_case, sizeof test_case, "n %d, head_dim %d, %s, sharpness %g", n, head_dim, mode_names[mode], sharpness);
-    struct attention a = {.n = n, .head_dim = head_dim, .scale = sharpness / sqrtf((float)head_dim)};
-    a.v_stride = (int)round_up(head_dim, 16) + 16 * random_int(0, 1);
-    static float row[1 << 12];
-    float *q = place(0, (size_t)head_dim * 4, mostly());
-    fill_floats(q, head_dim, mode, 8);
-    float *k = place(1, (size_t)tiles * KV_TILE * (size_t)head_dim * 4, 1);
-    float *v = place(2, (size_t)n * (size_t)a.v_stride * 4, 1);
-    memset(v, 0, (size_t)n * (size_t)a.v_stride * 4);
-    for (int i = 0; i < n; i++) {
-        fill_floats(row, head_dim, mode, 8);
-        for (int d = 0; d < head_dim; d++) k[key_at(&a, i, d)] = row[d];
-        fill_floats(v + (size_t)i * (size_t)a.v_stride, head_dim, mode, 8);
-    }
-    a.q = q, a.k = k, a.v = v;
-    for (int i = 0; i < 3; i++) lock(i);
-
-    struct attention b = a;
-    attention_call(fn, &a, 3);
-    if (ref) attention_call(ref, &b, 5);
-
-    static double s[1 << 12], prob[1 << 12], e[1 << 12];
+ * and two evaluations differ by twice that. An exponential may flush what is below FLT_MIN to zero. Halves become floats exactly. */
+static void attention_values_check(const struct attention *a, const struct query *query, const float *got, const float *want) {
+    static double s[1 << 13], prob[1 << 13], e[1 << 13];
     double ds = 0, max = -INFINITY, sum = 0, spread = 0, u = FLT_EPSILON / 2.0;
+    int n = query->end - query->begin, first = query->begin;
     for (int i = 0; i < n; i++) {
         double magnitude = 0;
         s[i] = 0;
-        for (int d = 0; d < head_dim; d++) {
-            double product = (double)a.scale * q[d] * k[key_at(&a, i, d)];
+        for (int d = 0; d < a->head_dim; d++) {
+            double product = (double)a->scale * query->q[d] * number_get(a, a->k, key_at(a, first + i, d));
             s[i] += product;
             magnitude += fabs(product);
         }
-        ds = fmax(ds, (head_dim + 2) * u * magnitude);
+        ds = fmax(ds, (a->head_dim + 2) * u * magnitude);
         max = fmax(max, s[i]);
     }
     for (int i = 0; i < n; i++) sum += prob[i] = exp(s[i] - max);
@@ -668,38 +820,138 @@ static void attention_case(attention_fn *fn, attention_fn *ref, int n, int head_
         e[i] = 2 * ds + u * (max - s[i]) + 4 * FLT_EPSILON;
         spread += prob[i] * e[i];
     }
-    for (int i = 0; i < n; i++) {
-        e[i] = expm1(fmin(e[i] + spread + (n + 2) * u, 100));
-        double expected = ref ? (double)b.p[i] : prob[i], bound = fmin(1, 2 * (prob[i] * e[i] + FLT_MIN));
-        if (!(fabs(a.p[i] - expected) <= bound)) fail("p[%d] is %.9g, not %.9g within %.3g", i, a.p[i], expected, bound);
-    }
-    for (int d = 0; d < head_dim; d++) {
+    for (int i = 0; i < n; i++) e[i] = expm1(fmin(e[i] + spread + (n + 2) * u, 100));
+    for (int d = 0; d < a->head_dim; d++) {
         double exact = 0, bound = 0;
         for (int i = 0; i < n; i++) {
-            double value = v[(size_t)i * (size_t)a.v_stride + (size_t)d];
+            double value = number_get(a, a->v, value_at(a, first + i, d));
             exact += prob[i] * value;
             bound += fmin(1, 2 * (prob[i] * (e[i] + (n + 1) * u) + FLT_MIN)) * fabs(value) + 0x1p-148;
         }
-        double expected = ref ? (double)b.out[d] : exact;
-        if (!(fabs(a.out[d] - expected) <= bound)) fail("out[%d] is %.9g, not %.9g within %.3g", d, a.out[d], expected, bound);
+        double expected = want ? (double)want[d] : exact;
+        if (!(fabs(got[d] - expected) <= bound))
+            fail("positions %d..%d, out[%d] is %.9g, not %.9g within %.3g", first, query->end - 1, d, got[d], expected, bound);
     }
+}
+
+static void bits_check(const struct attention *a, const float *got, const float *want, const char *what, int query) {
+    if (memcmp(got, want, (size_t)a->head_dim * 4)) fail("query %d differs %s", query, what);
+}
+
+/* What a query does not see must not reach it, though others of the same call see it: positions become NaN and are restored. */
+static void attention_unseen(attention_fn *fn, const struct attention *a, const int *pick, const float *want, int n) {
+    static float saved[1 << 20];
+    int query = random_int(0, a->n_queries - 1), width = a->head_dim + a->v_stride;
+    const struct query *q = &a->queries[query];
+    for (int i = 0; i < n; i++) {
+        for (int d = 0; d < a->head_dim; d++) saved[i * width + d] = number_get(a, a->k, key_at(a, i, d));
+        for (int d = 0; d < a->v_stride; d++) saved[i * width + a->head_dim + d] = number_get(a, a->v, value_at(a, i, d));
+    }
+    unlock(AT_K), unlock(AT_V);
+    for (int i = 0; i < n; i++)
+        if (i < q->begin || i >= q->end) position_put(a, i, n, NULL);
+    lock(AT_K), lock(AT_V);
+    float *out = attention_call(fn, a, pick, a->n_queries, AT_REF, 0);
+    bits_check(a, out + query * a->head_dim, want + query * a->head_dim, "when what only others see is NaN", query);
+    unlock(AT_K), unlock(AT_V);
+    for (int i = 0; i < n; i++) position_put(a, i, n, saved + i * width);
+    lock(AT_K), lock(AT_V);
+}
+
+/* Ranges of positions below n, as models ask for them. */
+enum ranges { RUN, WINDOW, GROUPS, ANY, N_RANGES };
+static const char *const ranges_names[] = {"a run", "a window", "groups", "any ranges"};
+
+static void ranges_fill(struct query *queries, int n_queries, int n, enum ranges ranges) {
+    int group = random_int(1, n_queries), window = random_int(1, n);
+    for (int i = 0; i < n_queries; i++) {
+        int end = (int)i64_max(1, n - (n_queries - 1 - i) / (ranges == GROUPS ? group : 1));
+        queries[i].begin = ranges == WINDOW || (ranges == GROUPS && n % 2) ? (int)i64_max(0, end - window) : 0;
+        queries[i].end = end;
+        if (ranges == ANY) {
+            queries[i].begin = random_int(0, n - 1);
+            queries[i].end = random_int(queries[i].begin + 1, n);
+        }
+    }
+    queries[random_int(0, n_queries - 1)].end = n;       /* the last one is always seen */
+}
+
+struct attention_case { int n_queries, n, head_dim, halves; enum ranges ranges; enum mode mode; float sharpness; };
+
+static void attention_run(attention_fn *fn, attention_fn *ref, struct attention_case c) {
+    if (c.mode == OUTLIER) c.sharpness *= 1e-4f;         /* products of two outliers */
+    snprintf(test_case, sizeof test_case, "%d queries, n %d, head_dim %d, %s, %s, %s, sharpness %g", c.n_queries, c.n, c.head_dim,
+             c.halves ? "f16" : "f32", ranges_names[c.ranges], mode_names[c.mode], c.sharpness);
+    struct query queries[ATTENTION_MAX];
+    struct attention a = {.queries = queries, .n_queries = c.n_queries, .halves = c.halves, .head_dim = c.head_dim,
+                          .scale = c.sharpness / sqrtf((float)c.head_dim)};
+    a.v_stride = (int)round_up(c.head_dim, 16) + 16 * random_int(0, 1);
+    int tiles = (c.n + KV_TILE - 1) / KV_TILE, gap = random_int(0, 3), begin = c.n;
+    size_t bytes = c.halves ? 2 : 4;
+    static float row[1 << 12];
+    float *q = place(AT_Q, (size_t)(c.n_queries * (c.head_dim + gap)) * 4, mostly());
+    a.k = place(AT_K, (size_t)tiles * KV_TILE * (size_t)c.head_dim * bytes, 1);
+    a.v = place(AT_V, (size_t)c.n * (size_t)a.v_stride * bytes, 1);
+    ranges_fill(queries, c.n_queries, c.n, c.ranges);
+    for (int i = 0; i < c.n_queries; i++) {
+        fill_floats(q + i * (c.head_dim + gap), c.head_dim, c.mode, 8);
+        queries[i].q = q + i * (c.head_dim + gap);
+        begin = (int)i64_min(begin, queries[i].begin);
+    }
+    for (int i = 0; i < tiles * KV_TILE; i++) {
+        position_put(&a, i, c.n, NULL);                  /* those that nobody sees stay so */
+        if (i < begin || i >= c.n) continue;
+        fill_floats(row, c.head_dim, c.mode, 8);
+        for (int d = 0; d < c.head_dim; d++) number_put(&a, (void *)a.k, key_at(&a, i, d), row[d]);
+        fill_floats(row, c.head_dim, c.mode, 8);
+        for (int d = 0; d < a.v_stride; d++) number_put(&a, (void *)a.v, value_at(&a, i, d), d < c.head_dim ? row[d] : 0);
+    }
+    lock(AT_Q), lock(AT_K), lock(AT_V);
+
+    int pick[ATTENTION_MAX];
+    for (int i = 0; i < c.n_queries; i++) pick[i] = i;
+    float *out = attention_call(fn, &a, pick, c.n_queries, AT_OUT, gap);
+    float *want = ref ? attention_call(ref, &a, pick, c.n_queries, AT_REF, 0) : NULL;
+    for (int i = 0; i < c.n_queries; i++)
+        attention_values_check(&a, &queries[i], out + i * c.head_dim, want ? want + i * c.head_dim : NULL);
+
+    attention_unseen(fn, &a, pick, out, c.n);
+    for (int i = 0; i < c.n_queries; i++)                /* a query has the same bits alone, or with any others */
+        bits_check(&a, attention_call(fn, &a, &i, 1, AT_REF, 0), out + i * c.head_dim, "when it is alone", i);
+    for (int i = 0; i < c.n_queries; i++) {
+        int other = random_int(i, c.n_queries - 1), kept = pick[i];
+        pick[i] = pick[other];
+        pick[other] = kept;
+    }
+    int some = random_int(1, c.n_queries);
+    float *again = attention_call(fn, &a, pick, some, AT_REF, gap);
+    for (int i = 0; i < some; i++)
+        bits_check(&a, again + i * c.head_dim, out + pick[i] * c.head_dim, "in other company", pick[i]);
 }
 
 static void attention_check(const struct quant *type, void *fn_, void *ref_) {
     (void)type;
     attention_fn *fn = *(attention_fn **)fn_, *ref = ref_ ? *(attention_fn **)ref_ : NULL;
-    static const int dims[] = {1, 8, 15, 16, 17, 20, 32, 33, 48, 64, 80, 96, 100, 128}, lengths[] = {127, 256, 257, 1024, 1025};
+    static const int dims[] = {1, 8, 15, 16, 17, 32, 48, 64, 80, 96, 100, 128, 256}, lengths[] = {127, 256, 257, 512, 1025};
     static const enum mode modes[] = {NORMAL, NORMAL, NORMAL, OUTLIER, TINY, ZERO, EXTREME, EXACT};
     static const float sharpness[] = {1, 1, 0.01f, 30, 300};
-    for (int n = 1; n <= 70; n++)
+    for (int n = 1; n <= (quick ? 40 : 140); n++)
         for (int i = 0; i < (quick ? 3 : 12); i++)
-            attention_case(fn, ref, n, dims[random_int(0, (int)countof(dims) - 1)], modes[random_int(0, (int)countof(modes) - 1)],
-                           sharpness[random_int(0, (int)countof(sharpness) - 1)]);
-    for (size_t i = 0; i < countof(dims); i++) attention_case(fn, ref, 37, dims[i], NORMAL, 1);
-    for (size_t i = 0; i < countof(lengths); i++) attention_case(fn, ref, lengths[i], 64, NORMAL, 1);
+            attention_run(fn, ref, (struct attention_case){random_int(1, ATTENTION_MAX), n, dims[random_int(0, (int)countof(dims) - 1)],
+                          random_int(0, 1), (enum ranges)random_int(0, N_RANGES - 1), modes[random_int(0, (int)countof(modes) - 1)],
+                          sharpness[random_int(0, (int)countof(sharpness) - 1)]});
+    for (size_t i = 0; i < countof(dims); i++)           /* every width, number of queries and kind of ranges */
+        for (int halves = 0; halves < 2; halves++)
+            attention_run(fn, ref, (struct attention_case){3, 37, dims[i], halves, RUN, NORMAL, 1});
+    for (int n_queries = 1; n_queries <= ATTENTION_MAX; n_queries++)
+        for (int ranges = 0; ranges < N_RANGES; ranges++)
+            attention_run(fn, ref, (struct attention_case){n_queries, 90, 64, n_queries % 2, (enum ranges)ranges, NORMAL, 1});
+    for (size_t i = 0; i < countof(lengths) - (quick ? 2 : 0); i++)
+        for (int halves = 0; halves < 2; halves++)
+            attention_run(fn, ref, (struct attention_case){quick ? 7 : 16, lengths[i], 64, halves, (enum ranges)(i % N_RANGES), NORMAL, 1});
+    attention_run(fn, ref, (struct attention_case){5, 21, 600, 1, RUN, NORMAL, 1});      /* wider than any model */
+    if (!quick) attention_run(fn, ref, (struct attention_case){4, 4100, 64, 1, RUN, NORMAL, 1});
 }
-
-#endif
 
 /* ---- the rate of multiply-adds: says how many it made, about as many as asked ------------------------------------- */
 
@@ -727,6 +979,9 @@ struct work {
     void *fn;                            /* points at the kernel's pointer */
     struct matmul m;
     struct attention a;
+    const char *k, *v;                   /* of n_heads heads */
+    size_t k_bytes, v_bytes;             /* of one */
+    int head, n_heads;
     float *x, *y, *w;
     int64_t n;
 };
@@ -751,6 +1006,18 @@ static void call_norm(struct work *w) { (*(norm_fn **)w->fn)(w->x, w->w, w->w, 1
 static void call_gelu(struct work *w) {                  /* fresh inputs: gelu of gelu of ... would end at zeros */
     memcpy(w->y, w->x, (size_t)w->n * 4);
     (*(gelu_fn **)w->fn)(w->y, w->n);
+}
+static void call_rms_norm(struct work *w) { (*(rms_norm_fn **)w->fn)(w->x, w->w, 1e-5f, w->n, w->y); }
+static void call_silu(struct work *w) {
+    memcpy(w->y, w->x, (size_t)w->n * 4);
+    (*(silu_fn **)w->fn)(w->y, w->w, w->n);
+}
+static void call_halves(struct work *w) { (*(halves_fn **)w->fn)(w->x, w->n, (uint16_t *)w->y); }
+static void call_attention(struct work *w) {             /* one head after the other */
+    w->head = (w->head + 1) % w->n_heads;
+    w->a.k = w->k + (size_t)w->head * w->k_bytes;
+    w->a.v = w->v + (size_t)w->head * w->v_bytes;
+    (*(attention_fn **)w->fn)(&w->a);
 }
 static void call_peak(struct work *w) { (*(peak_fn **)w->fn)(w->n); }
 
@@ -805,24 +1072,48 @@ static void vector_bench(void (*call)(struct work *), int n, void *fn, void *ref
     bench_line(shape, (double)n * 4, "GB/s", call, &work, fn, ref);
     free(work.x), free(work.y), free(work.w);
 }
-static void act_q8_bench(const struct quant *type, void *fn, void *ref) { (void)type; vector_bench(call_act, 768, fn, ref); }
+static void act_q8_bench(const struct quant *type, void *fn, void *ref) {
+    (void)type;
+    vector_bench(call_act, 768, fn, ref);
+    vector_bench(call_act, 8192, fn, ref);
+}
 static void layer_norm_bench(const struct quant *type, void *fn, void *ref) { (void)type; vector_bench(call_norm, 768, fn, ref); }
 static void gelu_bench(const struct quant *type, void *fn, void *ref) { (void)type; vector_bench(call_gelu, 3072, fn, ref); }
+static void rms_norm_bench(const struct quant *type, void *fn, void *ref) { (void)type; vector_bench(call_rms_norm, 2048, fn, ref); }
+static void silu_mul_bench(const struct quant *type, void *fn, void *ref) { (void)type; vector_bench(call_silu, 8192, fn, ref); }
+static void halves_bench(const struct quant *type, void *fn, void *ref) { (void)type; vector_bench(call_halves, 2048, fn, ref); }
 
-#if 0 /* ATTENTION: to be rewritten */
-static void attention_bench(const struct quant *type, void *fn, void *ref) {
-    (void)type;
-    enum { N = 256, DIM = 64 };
-    float *k = bench_alloc(N * DIM * 4), *v = bench_alloc(N * DIM * 4), *small = bench_alloc((N + 2 * DIM) * 4);
-    fill_floats(k, N * DIM, NORMAL, 8);
-    fill_floats(v, N * DIM, NORMAL, 8);
-    fill_floats(small, DIM, NORMAL, 8);
-    struct work work = {.a = {small, k, v, small + 2 * DIM, small + DIM, 0.125f, N, DIM, DIM}};
-    bench_line("n 256, head_dim 64", 2.0 * N * DIM, "GMAC/s", call_attention, &work, fn, ref);
-    free(k), free(v), free(small);
+/* Decoding in the caches and from memory (heads enough to find none of them again), and pieces of a prompt. */
+struct attention_shape { int n_queries, n, head_dim, halves, n_heads; };
+static const struct attention_shape attention_shapes[] = {
+    {1, 256, 32, 0, 1}, {1, 256, 64, 0, 1}, {1, 4096, 64, 1, 128}, {4, 4096, 64, 1, 128}, {7, 4096, 64, 1, 128},
+    {16, 512, 64, 1, 1}, {16, 4096, 64, 1, 1}, {16, 1024, 128, 1, 1},
+};
+
+static void attention_shape_bench(struct attention_shape c, void *fn, void *ref) {
+    struct query queries[ATTENTION_MAX];
+    size_t n = (size_t)c.n * (size_t)c.head_dim, bytes = n * (c.halves ? 2 : 4), p_stride = (size_t)round_up(c.n, 16) + 16;
+    char *k = bench_alloc(bytes * (size_t)c.n_heads), *v = bench_alloc(bytes * (size_t)c.n_heads), shape[40];
+    float *q = bench_alloc(2 * ATTENTION_MAX * (size_t)c.head_dim * 4), *p = bench_alloc(ATTENTION_MAX * p_stride * 4);
+    float *numbers = bench_alloc(n * 4);
+    struct work work = {.k = k, .v = v, .k_bytes = bytes, .v_bytes = bytes, .n_heads = c.n_heads};
+    work.a = (struct attention){queries, c.n_queries, c.halves, k, v, p, p_stride, 1 / sqrtf((float)c.head_dim), c.head_dim, c.head_dim};
+    fill_floats(q, ATTENTION_MAX * c.head_dim, NORMAL, 8);
+    for (int i = 0; i < c.n_queries; i++)
+        queries[i] = (struct query){q + i * c.head_dim, q + (ATTENTION_MAX + i) * c.head_dim, 0, c.n};
+    fill_floats(numbers, (int64_t)n, NORMAL, 8);
+    for (size_t i = 0; i < n; i++) number_put(&work.a, k, i, numbers[i]), number_put(&work.a, v, i, numbers[n - 1 - i]);
+    for (int h = 1; h < c.n_heads; h++) memcpy(k + (size_t)h * bytes, k, bytes), memcpy(v + (size_t)h * bytes, v, bytes);
+    snprintf(shape, sizeof shape, "%dx%dx%d %s%s", c.n_queries, c.n, c.head_dim, c.halves ? "f16" : "f32", c.n_heads > 1 ? " memory" : "");
+    if (c.n_heads > 1) bench_line(shape, 2.0 * (double)bytes, "GB/s", call_attention, &work, fn, ref);
+    else bench_line(shape, 2.0 * (double)n * c.n_queries, "GMAC/s", call_attention, &work, fn, ref);
+    free(k), free(v), free(q), free(p), free(numbers);
 }
 
-#endif
+static void attention_bench(const struct quant *type, void *fn, void *ref) {
+    (void)type;
+    for (size_t i = 0; i < countof(attention_shapes); i++) attention_shape_bench(attention_shapes[i], fn, ref);
+}
 
 static void mac_peak_bench(const struct quant *type, void *fn, void *ref) {
     (void)type;
@@ -1068,6 +1359,10 @@ static const struct kernel kernels[] = {
     {"layer_norm", offsetof(struct kernels, layer_norm), layer_norm_check, layer_norm_bench},
     {"gelu_erf", offsetof(struct kernels, gelu_erf), gelu_erf_check, gelu_bench},
     {"gelu_tanh", offsetof(struct kernels, gelu_tanh), gelu_tanh_check, gelu_bench},
+    {"rms_norm", offsetof(struct kernels, rms_norm), rms_norm_check, rms_norm_bench},
+    {"silu_mul", offsetof(struct kernels, silu_mul), silu_mul_check, silu_mul_bench},
+    {"halves", offsetof(struct kernels, halves), halves_check, halves_bench},
+    {"attention", offsetof(struct kernels, attention), attention_check, attention_bench},
     {"mac_peak", offsetof(struct kernels, mac_peak), mac_peak_check, mac_peak_bench},
 };
 static const struct { const char *name; void (*run)(void); } plain[] = {     /* what no instruction set changes */
