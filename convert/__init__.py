@@ -1,4 +1,4 @@
-"""Converts checkpoints of PyTorch to GGUF without PyTorch: `convert_checkpoint("out/ckpt.pt")`.
+"""Converts checkpoints of PyTorch and folders of Hugging Face to GGUF without either: `convert_checkpoint("ckpt.pt")`.
 
 One module per source makes a `Checkpoint` of a file, the writer writes it. Nothing from a checkpoint is ever run.
 """
@@ -24,8 +24,11 @@ __all__ = ["SOURCES", "convert_checkpoint"]
 #     load(Input, Options) -> Checkpoint
 # The first row that recognises a file loads it. Modules are imported when a file is converted.
 SOURCES = {
+    "Hugging Face": "huggingface",
     "nanoGPT": "nanogpt",
 }
+ENTRIES = ("ckpt.pt", "config.json")  # what a folder is read by: the first that is in it
+WANTED = "name a checkpoint, or a folder with a ckpt.pt or with Hugging Face's config.json"
 
 
 def convert_checkpoint(
@@ -38,7 +41,7 @@ def convert_checkpoint(
     gelu: str | None = None,
     progress: bool | Callable[[int, int], None] = False,
 ) -> Report:
-    """Converts `src`, a checkpoint or a folder with a ckpt.pt, to the GGUF file `out`, by default beside it.
+    """Converts `src`, a checkpoint or a folder with one, to the GGUF file `out`, by default beside it.
 
     meta, text   the vocabulary, when it is not found by itself: nanoGPT's meta.pkl, or the training text
     gelu         "erf" or "tanh", when the file does not tell
@@ -50,22 +53,27 @@ def convert_checkpoint(
 
     check_type(type)
     path = find_file(os.fsdecode(src))
-    target = os.fsdecode(out) if out is not None else os.path.splitext(path)[0] + ".gguf"
     options = Options(*(None if name is None else os.fsdecode(name) for name in (meta, text)), gelu)
     with ExitStack() as stack:
         checkpoint = load(Input(path, stack), options)
-        for name in filter(None, (path, options.meta, options.text)):
+        beside = checkpoint.output or os.path.splitext(path)[0] + ".gguf"
+        target = os.fsdecode(out) if out is not None else beside
+        for name in filter(None, (path, options.meta, options.text, *checkpoint.files)):
             if os.path.exists(target) and os.path.exists(name) and os.path.samefile(name, target):
                 raise BadArgument(f"{target}: is an input too; name another output with -o")
         return write(checkpoint, target, type, progress_shown(progress, stack))
 
 
 def find_file(src: str) -> str:
-    path = os.path.join(src, "ckpt.pt") if os.path.isdir(src) else src
+    """The file that a checkpoint is read by."""
+    path = src
+    if os.path.isdir(src):
+        paths = [os.path.join(src, name) for name in ENTRIES]
+        path = next((path for path in paths if os.path.exists(path)), paths[0])
     if not os.path.exists(path):
-        raise NotFound(f"{path}: there is no such file; name a checkpoint, or a folder with a ckpt.pt in it")
+        raise NotFound(f"{path}: there is no such file; {WANTED}")
     if not os.path.isfile(path):
-        raise BadArgument(f"{path}: is no ordinary file; name a checkpoint, or a folder with a ckpt.pt in it")
+        raise BadArgument(f"{path}: is no ordinary file; {WANTED}")
     return path
 
 
@@ -73,14 +81,13 @@ def load(source: Input, options: Options) -> Checkpoint:
     from . import fingerprints
 
     try:
-        if kind := fingerprints.by_bytes(source.path):
-            raise Unsupported(f"{source.path}: {kind}")
         for module_name in SOURCES.values():
             module = import_module("." + module_name, __name__)
             if module.recognise(source):
                 return module.load(source, options)
+        kind = fingerprints.by_bytes(source.path) or fingerprints.by_content(source)
     except (Unsupported, NotFound, Unreadable):
         raise
     except OSError as error:
         raise Unreadable(f"{source.path}: cannot be read: {error.strerror or error}") from None
-    raise Unsupported(f"{source.path}: {fingerprints.by_content(source)} (known: {', '.join(SOURCES)})")
+    raise Unsupported(f"{source.path}: {kind} (known: {', '.join(SOURCES)})")

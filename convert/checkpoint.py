@@ -51,6 +51,28 @@ class Zeros:
 
 
 @dataclass
+class Values:
+    """Numbers that the checkpoint does not have as such: they follow from its settings."""
+
+    array: np.ndarray
+    name: str = "values"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.array.shape
+
+    @property
+    def size(self) -> int:
+        return self.array.size
+
+    def check(self) -> None:
+        pass
+
+    def blocks(self) -> Iterator[np.ndarray]:
+        yield self.array.astype(np.float32).reshape(-1, self.shape[-1])
+
+
+@dataclass
 class Vocabulary:
     """The tokenizer as it is written: GGUF keys with their values, and a line about it for the report."""
 
@@ -69,10 +91,12 @@ class Checkpoint:
     vocabulary: Vocabulary
     summary: str  # "4 layers, 4 heads, 128 wide, context 64"
     assumptions: list[str] = field(default_factory=list)  # what the file does not say and changes the result
+    files: list[str] = field(default_factory=list)  # that it was read from, beside the one that was named
+    output: str | None = None  # where it is written by default; None: beside the file, with its name
 
     @property
     def n_params(self) -> int:
-        return sum(t.size for t in self.tensors.values() if not isinstance(t, Zeros))
+        return sum(t.size for t in self.tensors.values() if not isinstance(t, (Zeros, Values)))
 
 
 @dataclass
@@ -93,10 +117,10 @@ class Input:
 
     @functools.cached_property
     def value(self) -> object:
-        """The object that torch.save was given."""
-        from .torch_file import TorchFile
+        """The object that torch.save was given; None in files that it did not write."""
+        from .torch_file import TorchFile, is_torch_file
 
-        return self.stack.enter_context(TorchFile(self.path)).value
+        return self.stack.enter_context(TorchFile(self.path)).value if is_torch_file(self.path) else None
 
     @functools.cached_property
     def weights(self) -> dict[str, Any]:

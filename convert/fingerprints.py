@@ -33,7 +33,7 @@ KINDS: tuple[tuple[str, Callable[[Names], object]], ...] = (
         "weights of nanoGPT, minGPT, build-nanogpt or llm.c, but without nanoGPT's model_args",
         lambda w: is_fused(w, 0),
     ),
-    ("GPT-2 of Hugging Face", lambda w: is_fused(w, 1)),
+    ("GPT-2 of Hugging Face, without its config.json", lambda w: is_fused(w, 1)),
     ("Karpathy's lecture gpt.py", lambda w: "blocks.0.sa.heads.0.key.weight" in w),
     ("Karpathy's lecture bigram.py", lambda w: "token_embedding_table.weight" in w and len(w) == 1),
     ("minGPT of before June 2022", lambda w: "blocks.0.attn.key.weight" in w and "tok_emb.weight" in w),
@@ -42,7 +42,10 @@ KINDS: tuple[tuple[str, Callable[[Names], object]], ...] = (
         "nanochat of Hugging Face",
         lambda w: "model.layers.0.mlp.fc1.weight" in w and "model.layers.0.input_layernorm.weight" not in w,
     ),
-    ("Llama or a relative of Hugging Face", lambda w: "model.layers.0.self_attn.q_proj.weight" in w),
+    (
+        "Llama or a relative of Hugging Face, without its config.json",
+        lambda w: "model.layers.0.self_attn.q_proj.weight" in w,
+    ),
     (
         "the Transformer of attention-is-all-you-need-pytorch",
         lambda w: "encoder.layer_stack.0.slf_attn.w_qs.weight" in w,
@@ -73,7 +76,7 @@ def by_bytes(path: str) -> str | None:
         return "is empty; expected a checkpoint of torch.save"
     length = int.from_bytes(head[:8], "little")
     if head[8:9] == b"{" and length <= os.path.getsize(path):
-        return f"looks like a file of safetensors; {UNKNOWN}"
+        return "looks like a file of safetensors; it is converted with its folder, by the config.json beside it"
     if head[:1] == b"\x80" and 2 <= head[1] <= 5:
         return "is a pickle of Python but not of torch.save; expected a checkpoint such as nanoGPT's ckpt.pt"
     if all(32 <= byte < 127 or byte in b"\t\r\n" for byte in head):

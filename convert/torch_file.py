@@ -17,7 +17,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from math import prod
-from typing import BinaryIO
+from typing import BinaryIO, Protocol
 
 import numpy as np
 
@@ -47,11 +47,19 @@ DTYPES = {  # class of the storage: name, numpy's type of the raw bytes
 }
 
 
+class File(Protocol):
+    """What a storage is read from."""
+
+    path: str
+
+    def read(self, position: int, size: int) -> bytes: ...
+
+
 @dataclass(eq=False)
 class Storage:
     """A run of numbers in the file."""
 
-    file: TorchFile
+    file: File
     key: str
     dtype: str
     raw: np.dtype
@@ -130,6 +138,16 @@ class Tensor:
                 raw = np.ascontiguousarray(view[row : row + n])
             yield self._floats(raw)
 
+    def rows(self, start: int, count: int) -> np.ndarray:
+        """Some rows as float32 [count, width]; a vector has rows of one number."""
+        width = self.size // self.shape[0]
+        if self._is_contiguous():
+            return self._floats(self.storage.read(self.offset + start * width, count * width).reshape(count, width))
+        return self._floats(self._strided()[start : start + count].reshape(count, width))
+
+    def transposed(self) -> Tensor:
+        return Tensor(self.storage, self.offset, self.shape[::-1], self.stride[::-1], self.name)
+
     def array(self) -> np.ndarray:
         """The whole tensor as float32, or in its own type when it holds no floating-point numbers."""
         self.check()
@@ -154,6 +172,12 @@ class Tensor:
         if self.storage.dtype == "bfloat16":  # the upper half of a float32
             return (raw.astype(np.uint32) << 16).view(np.float32)
         return raw.astype(np.float32)
+
+
+def is_torch_file(path: str) -> bool:
+    """By its first bytes."""
+    with open(path, "rb") as file:
+        return file.read(len(LEGACY_MAGIC)).startswith((ZIP_MAGIC, LEGACY_MAGIC))
 
 
 class TorchFile:

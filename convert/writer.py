@@ -1,6 +1,7 @@
-"""Writes a Checkpoint as GGUF, tensor by tensor: a few megabytes of memory, a file that is either complete or absent.
+"""Writes a Checkpoint as GGUF, tensor by tensor: some megabytes of memory, a file that is either complete or absent.
 
-Chooses the type of each tensor. The bytes of a type are the C core's business, the layout of the file gguf's.
+Which type a tensor gets is said in mixtures.py; the bytes of a type are the C core's business, the layout of the file
+gguf's. Processors quantize side by side while the next part is read.
 """
 
 from __future__ import annotations
@@ -9,62 +10,48 @@ import contextlib
 import errno
 import os
 import secrets
-from collections import Counter
-from collections.abc import Iterator
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 import gguf
 import numpy as np
 
-from pygpt._lib import BadArgument, BadFormat, Error, Type, quantize, types
+from pygpt._lib import BadFormat, Error, Type, cpu_count, quantize, types
 
+from . import mixtures
 from .checkpoint import Checkpoint, Weights
 from .report import Progress, Report
 
-FILE_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q8_0": 7, "bf16": 32}  # type of most tensors: general.file_type
-ADDED = ("position_embd.weight",)  # tables whose rows are added to the sum, never multiplied: at least f16
 HALF_MAX = 65504.0  # the largest float16, which is also what the blocks' scales are stored in
-
-
-def choose_type(name: str, shape: tuple[int, ...], type: str, known: dict[str, Type], head: str) -> str:
-    """The type for a tensor when the user wants `type`."""
-    if len(shape) == 1:
-        return "f32"  # norms and biases: nothing to win
-    if name in ADDED:
-        return "f32" if type == "f32" else "f16"
-    if type == "q4_0" and name == head:
-        type = "q8_0"  # the logits show every error of the head
-    return type if shape[-1] % known[type].block == 0 else "f16"
+THREADS = 8  # at most: each holds a part of a tensor, and more of them would wait for the disk
 
 
 def check_type(type: str) -> None:
-    choices = [name for name in types() if name in FILE_TYPES]
-    if type not in choices:
-        raise BadArgument(f"there is no type {type!r} to convert to: choose one of {', '.join(choices)}")
+    mixtures.find(type)
 
 
 def plan_types(checkpoint: Checkpoint, type: str) -> tuple[dict[str, Type], list[str]]:
     """The type of each tensor, and what is to be said about them."""
-    check_type(type)
     known = types()
-    head = "output.weight" if "output.weight" in checkpoint.tensors else "token_embd.weight"
-    plan = {
-        name: known[choose_type(name, tensor.shape, type, known, head)] for name, tensor in checkpoint.tensors.items()
-    }
-    misfits = [
-        tensor.shape[-1]
-        for name, tensor in checkpoint.tensors.items()
-        if len(tensor.shape) > 1 and name not in ADDED and tensor.shape[-1] % known[type].block
+    shapes = {name: tensor.shape for name, tensor in checkpoint.tensors.items()}
+    choices = mixtures.choose(shapes, type)
+    widths: dict[mixtures.Choice, list[int]] = {}
+    for name, choice in choices.items():
+        if choice.type != choice.wanted:
+            widths.setdefault(choice, []).append(shapes[name][-1])
+    notes = [
+        f"{len(found)} matri{'ces are' if len(found) > 1 else 'x is'} {choice.type} instead: rows of "
+        f"{', '.join(map(str, sorted(set(found))))} are no multiple of {choice.wanted}'s {known[choice.wanted].block}."
+        for choice, found in widths.items()
     ]
-    if not misfits:
-        return plan, []
-    widths = ", ".join(str(width) for width in sorted(set(misfits)))
-    return plan, [
-        f"{len(misfits)} matrices are f16 instead: rows of {widths} are no multiple of {type}'s {known[type].block}."
-    ]
+    return {name: known[choice.type] for name, choice in choices.items()}, notes
 
 
 def write(checkpoint: Checkpoint, out: str, type: str, progress: Progress | None = None) -> Report:
+    type = mixtures.find(type)
     plan, notes = plan_types(checkpoint, type)
     sizes = {name: tensor.size // plan[name].block * plan[name].bytes for name, tensor in checkpoint.tensors.items()}
     writer = gguf.GGUFWriter(None, checkpoint.architecture)
@@ -80,14 +67,20 @@ def write(checkpoint: Checkpoint, out: str, type: str, progress: Progress | None
         writer.write_ti_data_to_file()
         file = writer.fout[0]
         writer.write_padding(file, file.tell())
-        done = 0
-        for name, tensor in checkpoint.tensors.items():
-            for block in tensor.blocks():
-                check_numbers(block, tensor, plan[name].name)
-                done += file.write(quantize(block, plan[name].name).data)
-                if progress:
-                    progress(done, sum(sizes.values()))
-            writer.write_padding(file, sizes[name])
+        parts = ((name, block) for name, tensor in checkpoint.tensors.items() for block in tensor.blocks())
+        left, total = dict(sizes), sum(sizes.values())
+
+        def quantized(part: tuple[str, np.ndarray]) -> tuple[str, np.ndarray]:
+            name, block = part
+            check_numbers(block, checkpoint.tensors[name], plan[name].name)
+            return name, quantize(block, plan[name].name)
+
+        for name, rows in side_by_side(quantized, parts):
+            left[name] -= file.write(rows.data)
+            if not left[name]:
+                writer.write_padding(file, sizes[name])
+            if progress:
+                progress(total - sum(left.values()), total)
         file.flush()
         os.fsync(file.fileno())
         n_bytes = file.tell()
@@ -106,6 +99,22 @@ def write(checkpoint: Checkpoint, out: str, type: str, progress: Progress | None
     )
 
 
+T, R = TypeVar("T"), TypeVar("R")
+
+
+def side_by_side(function: Callable[[T], R], arguments: Iterable[T]) -> Iterator[R]:
+    """The function's results in the order of its arguments, computed by threads a few ahead."""
+    threads = min(cpu_count(), THREADS)
+    waiting: deque[Future[R]] = deque()
+    with ThreadPoolExecutor(threads) as pool:
+        for argument in arguments:
+            waiting.append(pool.submit(function, argument))
+            if len(waiting) > threads:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
 def add_keys(writer: gguf.GGUFWriter, checkpoint: Checkpoint, type: str) -> None:
     keys = {
         **checkpoint.keys,
@@ -120,7 +129,7 @@ def add_keys(writer: gguf.GGUFWriter, checkpoint: Checkpoint, type: str) -> None
         str: writer.add_string,
         list: writer.add_array,
     }
-    writer.add_file_type(FILE_TYPES[type])
+    writer.add_file_type(mixtures.MIXTURES[type].number)
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     for key, value in keys.items():
         if isinstance(value, gguf.GGUFValue):  # copied from a file, with its type

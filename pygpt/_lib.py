@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import threading
 from array import array
-from collections.abc import Iterable, Iterator, Mapping
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import accumulate
 from operator import index
 from os import PathLike, fsdecode, fsencode
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -244,6 +246,61 @@ class TensorInfo(NamedTuple):
     bytes: int
 
 
+class Strings(Sequence[bytes]):
+    """An array of strings as bytes, which are cut out when they are asked for: a vocabulary has 10^5 of them."""
+
+    def __init__(self, data: bytes, starts: Sequence[int], lengths: Sequence[int]) -> None:
+        """data: each string behind its length, as in the file; starts: where they begin, counted from anywhere."""
+        self._data, self._starts, self._lengths = data, starts, lengths
+
+    @staticmethod
+    def of(texts: Iterable[str]) -> Strings:
+        parts = [text.encode("utf-8", "surrogatepass") for text in texts]
+        starts = list(accumulate((len(part) + 8 for part in parts), initial=8))
+        return Strings(b"".join(_behind_length(part) for part in parts), starts, list(map(len, parts)))
+
+    def __len__(self) -> int:
+        return len(self._lengths)
+
+    def __getitem__(self, i: int) -> bytes:  # type: ignore[override]  # no slices
+        start = self._starts[i] - self._starts[0] + 8
+        return self._data[start : start + self._lengths[i]]
+
+    def __iter__(self) -> Iterator[bytes]:
+        end = 0
+        for n in self._lengths:
+            start, end = end + 8, end + 8 + n
+            yield self._data[start:end]
+
+    def find(self, text: bytes) -> int | None:
+        """The first place of a string. Reads all bytes: where many are looked for, `places` is faster."""
+        wanted, first = _behind_length(text), self._starts[0] if self._lengths else 0
+        at = self._data.find(wanted)
+        while at >= 0:  # within another string it does not count
+            i = bisect_left(self._starts, first + at)
+            if i < len(self) and self._starts[i] == first + at:
+                return i
+            at = self._data.find(wanted, at + 1)
+        return None
+
+    def places(self, begin: int = 0, end: int | None = None) -> dict[bytes, int]:
+        """The first place of each string, of those from begin to end."""
+        places = range(len(self))[begin:end]
+        data, at = self._data, self._starts[begin] - self._starts[0] if places else 0
+        found = {}
+        for i, n in zip(places, self._lengths[begin:end], strict=True):
+            start = at + 8
+            at = start + n
+            found[data[start:at]] = i
+        if len(found) < len(places):
+            found.update((self[i], i) for i in reversed(places))
+        return found
+
+
+def _behind_length(text: bytes) -> bytes:
+    return len(text).to_bytes(8, "little") + text
+
+
 class Keys(Mapping[str, Any]):
     """The keys of a file: numbers, bools, strings, or lists of them, read when they are asked for."""
 
@@ -273,6 +330,21 @@ class Keys(Mapping[str, Any]):
         row = ffi.new("struct gpt_key *")
         _check(lib.gpt_file_key(self._file._open(), self._index[name], row))
         return row.type, bool(row.is_array)
+
+    def strings(self, name: str) -> Strings | None:
+        """An array of strings without a str for each; None if the value is anything else."""
+        if name not in self._index or self.type(name) != (lib.GPT_STRING, True):
+            return None
+        pointer, i = self._file._open(), self._index[name]
+        row = ffi.new("struct gpt_key *")
+        _check(lib.gpt_file_key(pointer, i, row))
+        text, length = ffi.new("const char *[]", row.count), ffi.new("int64_t[]", row.count)
+        _check(lib.gpt_file_strings(pointer, i, text, length))
+        if not row.count:
+            return Strings(b"", [], [])
+        starts, lengths = memoryview(ffi.buffer(text)).cast("N"), memoryview(ffi.buffer(length)).cast("q")
+        size = starts[-1] + lengths[-1] - starts[0] + 8
+        return Strings(ffi.buffer(row.data, size)[:], starts, lengths)
 
     def _values(self, name: str) -> tuple[Any, list[Any]]:
         pointer, i = self._file._open(), self._index[name]

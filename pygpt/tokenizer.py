@@ -1,29 +1,58 @@
 """Text to token ids and back, built from what a model file holds: a class per kind of vocabulary, a row each in KINDS.
 
-Knows nothing of models. What the file says is not trusted: a vocabulary that contradicts itself is an error.
+Knows nothing of models. How text is joined to tokens is in byte_pairs and sentence_pieces; here is what kinds share.
 """
 
 from __future__ import annotations
 
 import codecs
-from collections.abc import Callable, Iterable, Mapping
+import re
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cached_property
 from os import PathLike
 from typing import Any, ClassVar
 
 from pygpt._lib import BadArgument, BadFormat, File, Unsupported
-from pygpt.vocabulary import BYTE_OF, CONTROL, UNUSED, USER_DEFINED
+from pygpt.byte_pairs import BytePairs
+from pygpt.sentence_pieces import SPACE, SentencePieces, UnknownCharacters
+from pygpt.split_rules import BY_NAME, Rule
+from pygpt.vocabulary import (
+    BYTE_OF,
+    CONTROL,
+    UNKNOWN,
+    UNUSED,
+    USER_DEFINED,
+    Vocabulary,
+    flag,
+    scores,
+    strings,
+    token_id,
+    wrong,
+)
 
 SKIP_HINT = 'leave it out, or drop such characters with unknown="skip" (--unknown skip)'
+
+# Control tokens that end a text or somebody's turn. Files name one or two by key, and chat models use more.
+ENDS = frozenset(
+    "</s> <eos> <EOT> [EOT] <|endoftext|> <|end_of_text|> <|eot_id|> <|eom_id|> <|im_end|> <|end|> <|return|> <|call|> "
+    "<end_of_turn> <end_of_utterance> <turn|> <\uff5cend\u2581of\u2581sentence\uff5c>".split()
+)
 
 
 class Tokenizer:
     """What a model file knows about text. Make one with Tokenizer.from_file; the kinds are subclasses.
 
-    kind: "character", "bpe" or "none"; n_vocab: ids below this have a meaning.
+    kind: "character", "bpe", "sentencepiece" or "none"; n_vocab: ids below this have a meaning; bos, eos: the tokens
+    before and after a text, None if there are none; add_bos, add_eos: does encode add them?
     """
 
     kind: ClassVar[str] = "none"
     n_vocab: int = 0
+    bos: int | None = None
+    eos: int | None = None
+    add_bos: bool = False
+    add_eos: bool = False
 
     @staticmethod
     def from_file(path: str | PathLike[str]) -> Tokenizer:
@@ -45,24 +74,26 @@ class Tokenizer:
         return KINDS[model](keys)
 
     def __init__(self, keys: Mapping[str, Any]) -> None:
-        self.add_bos = keys.get("tokenizer.ggml.add_bos_token") is True
-        self.bos = self._id(keys, "tokenizer.ggml.bos_token_id")
-        self.eos = self._id(keys, "tokenizer.ggml.eos_token_id")
+        pass
 
-    def _id(self, keys: Mapping[str, Any], name: str) -> int | None:
-        value = keys.get(name)
-        return value if type(value) is int and 0 <= value < self.n_vocab else None
+    def encode(
+        self, text: str, add_special: bool = True, unknown: str = "error", parse_special: bool = False
+    ) -> list[int]:
+        """The ids of a text.
 
-    def encode(self, text: str, add_special: bool = True, unknown: str = "error") -> list[int]:
-        """The ids of a text. Control tokens that are spelled out in it stay plain text.
-
-        add_special: with the start token, where the model wants one.
+        add_special: with the start and end tokens that the model wants, unless the text spells them out itself.
         unknown: "error" names the first character that the vocabulary lacks and its position, "skip" drops such.
+        parse_special: control tokens that the text spells out become their ids, as chat templates need it. Otherwise
+        they are text like any other.
         """
         if unknown not in ("error", "skip"):
             raise BadArgument(f"unknown is 'error' or 'skip', and {unknown!r} is neither")
-        ids = self._encode(text, unknown == "skip")
-        return [self.bos, *ids] if add_special and self.add_bos and self.bos is not None else ids
+        ids = self._encode(text, unknown == "skip", parse_special)
+        if add_special and self.add_bos and self.bos is not None and not (parse_special and ids[:1] == [self.bos]):
+            ids.insert(0, self.bos)
+        if add_special and self.add_eos and self.eos is not None and not (parse_special and ids[-1:] == [self.eos]):
+            ids.append(self.eos)
+        return ids
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ids. Bytes that are no UTF-8 become U+FFFD; control tokens are spelled out."""
@@ -81,15 +112,20 @@ class Tokenizer:
         return []
 
     def start_ids(self) -> list[int]:
-        """What stands for an empty prompt: a newline for characters, the end of the text before for BPE."""
+        """What stands for an empty prompt: a newline for characters, else the token before a text, or after one."""
         raise BadArgument("this model has no vocabulary: it needs token ids to start from")
 
     def stop_ids(self) -> list[int]:
         """Ids that end a text."""
         return [] if self.eos is None else [self.eos]
 
-    def _encode(self, text: str, skip: bool) -> list[int]:
+    def _encode(self, text: str, skip: bool, parse_special: bool) -> list[int]:
         raise BadArgument("this model has no vocabulary: it speaks token ids only")
+
+    def _checked(self, id: int) -> int:
+        if not 0 <= id < self.n_vocab:
+            raise BadArgument(f"the vocabulary holds ids 0 to {self.n_vocab - 1}, and {id} is none of them")
+        return id
 
 
 class CharacterTokenizer(Tokenizer):
@@ -98,15 +134,14 @@ class CharacterTokenizer(Tokenizer):
     kind = "character"
 
     def __init__(self, keys: Mapping[str, Any]) -> None:
-        self.characters = _strings(keys, "pygpt.tokenizer.characters")
+        self.characters = [text.decode("utf-8", "replace") for text in strings(keys, "pygpt.tokenizer.characters")]
         self.n_vocab = len(self.characters)
         self._ids = {text: id for id, text in enumerate(self.characters) if text}
         if len(self._ids) < sum(map(bool, self.characters)):
             raise BadFormat("pygpt.tokenizer.characters: expected each character once, found one twice; convert again")
-        super().__init__(keys)
 
     def token_bytes(self, id: int) -> bytes:
-        return _at(self.characters, id).encode("utf-8", "replace")
+        return self.characters[self._checked(id)].encode("utf-8", "replace")
 
     def banned_ids(self, n_vocab: int) -> list[int]:
         return [id for id in range(n_vocab) if id >= self.n_vocab or not self.characters[id]]
@@ -114,85 +149,173 @@ class CharacterTokenizer(Tokenizer):
     def start_ids(self) -> list[int]:
         return [self._ids.get("\n", 0)]
 
-    def _encode(self, text: str, skip: bool) -> list[int]:
+    def _encode(self, text: str, skip: bool, parse_special: bool) -> list[int]:
         ids = self._ids
         if skip:
             return [ids[c] for c in text if c in ids]
         try:
             return [ids[c] for c in text]
         except KeyError as error:
-            raise _unknown(text, text.index(error.args[0])) from None
+            raise _unknown(error.args[0], text.index(error.args[0])) from None
 
 
-class BPETokenizer(Tokenizer):
-    """GPT-2's byte-level byte-pair encoding, run by the tokenizers library."""
+class PieceTokenizer(Tokenizer):
+    """What the kinds share whose tokens are pieces of text: control tokens and others that stand for what they are."""
 
-    kind = "bpe"
+    default_ids: ClassVar[dict[str, tuple[int, int]]] = {}  # special tokens that files need not name: (id, kind)
+    default_add_bos = False
 
     def __init__(self, keys: Mapping[str, Any]) -> None:
-        pre = keys.get("tokenizer.ggml.pre")
-        if pre != "gpt-2":
-            raise Unsupported(f"the file's tokenizer splits text by the rule {pre!r}; known is 'gpt-2'")
-        self.tokens = _strings(keys, "tokenizer.ggml.tokens")
-        self.n_vocab = len(self.tokens)
-        self._merges = _strings(keys, "tokenizer.ggml.merges")
-        self._types = keys.get("tokenizer.ggml.token_type", [1] * self.n_vocab)
-        if not isinstance(self._types, list) or len(self._types) != self.n_vocab or {*map(type, self._types)} - {int}:
-            raise BadFormat(f"tokenizer.ggml.token_type is no list of {self.n_vocab} numbers, one per token")
-        if not all(0 < merge.find(" ") < len(merge) - 1 for merge in self._merges):
-            raise BadFormat("tokenizer.ggml.merges: expected two tokens with a space between in each entry")
-        self._fast: Any = None
-        super().__init__(keys)
+        self._vocabulary = Vocabulary(keys)
+        self.n_vocab = len(self._vocabulary)
+        self.bos, self.eos = self._special_id(keys, "bos"), self._special_id(keys, "eos")
+        self._ends = [self.eos, self._special_id(keys, "eot"), self._special_id(keys, "eom")]
+        self.add_bos = self._adds(keys, "bos", self.bos, self.default_add_bos)
+        self.add_eos = self._adds(keys, "eos", self.eos, False)
+        self._normalizer = keys.get("pygpt.tokenizer.normalizer")
+        if self._normalizer not in (None, "NFC"):
+            raise Unsupported(f"the file's tokenizer normalizes text by {self._normalizer!r}; known is 'NFC'")
 
-    def token_bytes(self, id: int) -> bytes:
-        token = _at(self.tokens, id)
-        if self._types[id] in (CONTROL, USER_DEFINED):
-            return token.encode("utf-8", "replace")
-        try:
-            return bytes(BYTE_OF[c] for c in token)
-        except KeyError:  # not spelled in byte-level BPE's alphabet: it can only mean itself
-            return token.encode("utf-8", "replace")
+    def _special_id(self, keys: Mapping[str, Any], name: str) -> int | None:
+        found = token_id(keys, f"tokenizer.ggml.{name}_token_id", self.n_vocab)
+        if found is None and name in self.default_ids:
+            id, kind = self.default_ids[name]
+            return id if self._vocabulary.kinds[id : id + 1] == bytes([kind]) else None
+        return found
+
+    def _adds(self, keys: Mapping[str, Any], name: str, id: int | None, default: bool) -> bool:
+        wanted = flag(keys, f"tokenizer.ggml.add_{name}_token", default and id is not None)
+        if wanted and id is None:
+            raise wrong(f"tokenizer.ggml.{name}_token_id", f"an id, because add_{name}_token is true", None)
+        return wanted
+
+    def _is_text(self, id: int) -> bool:
+        """Is the token spelled in its kind's way? Others stand for what is written in the file."""
+        return self._vocabulary.kinds[id] not in (CONTROL, USER_DEFINED, UNKNOWN)
 
     def banned_ids(self, n_vocab: int) -> list[int]:
-        return [id for id in range(n_vocab) if id >= self.n_vocab or self._types[id] == UNUSED]
+        return [*self._vocabulary.of_kind(UNUSED), *range(self.n_vocab, n_vocab)]
 
     def start_ids(self) -> list[int]:
         if self.eos is None and self.bos is None:
             raise BadArgument("the prompt is empty, and this model has no token that texts start from")
-        return [self.bos if self.eos is None else self.eos]
+        return [self.eos if self.bos is None else self.bos]
 
-    def _encode(self, text: str, skip: bool) -> list[int]:
-        if self._fast is None:
-            self._fast, self._missing = self._build()
+    def stop_ids(self) -> list[int]:
+        """Ids that end a text: those that the file names, and control tokens that are known for it."""
+        ends = {text: id for text, id in self._special(CONTROL).items() if text in ENDS}
+        if "<|return|>" in ends and "<|call|>" in ends:  # gpt-oss: <|end|> ends only a part of its answer
+            ends.pop("<|end|>", None)
+        return list(dict.fromkeys(id for id in (*self._ends, *ends.values()) if id is not None))
+
+    def _special(self, *kinds: int) -> dict[str, int]:
+        tokens = self._vocabulary.tokens
+        texts = {tokens[id].decode("utf-8", "replace"): id for id in self._vocabulary.of_kind(*kinds)}
+        return {text: id for text, id in texts.items() if text and "\ufffd" not in text}
+
+    @cached_property
+    def _in_any_text(self) -> dict[str, int]:
+        return self._special(USER_DEFINED)
+
+    @cached_property
+    def _in_templates(self) -> dict[str, int]:
+        return self._special(USER_DEFINED, CONTROL, UNKNOWN)
+
+    def _encode(self, text: str, skip: bool, parse_special: bool) -> list[int]:
         try:
             text.encode()
-        except UnicodeEncodeError as error:
+        except UnicodeEncodeError as error:  # half of a surrogate pair
             if not skip:
-                raise _unknown(text, error.start) from None
+                raise _unknown(text[error.start], error.start) from None
             text = text.encode("utf-8", "ignore").decode()
-        if self._missing:  # a vocabulary without all 256 bytes would drop what it lacks without a word
-            lacking = [i for i, c in enumerate(text) if self._missing.intersection(c.encode())]
-            if lacking and not skip:
-                raise _unknown(text, lacking[0])
-            dropped = set(lacking)
-            text = "".join(c for i, c in enumerate(text) if i not in dropped)
-        return self._fast.encode(text, add_special_tokens=False).ids
+        ids: list[int] = []
+        for start, part, id in _cut(text, self._in_templates if parse_special else self._in_any_text):
+            if id is not None:
+                ids.append(id)
+            else:
+                ids += self._encode_plain(unicodedata.normalize("NFC", part) if self._normalizer else part, start, skip)
+        return ids
 
-    def _build(self) -> tuple[Any, set[int]]:
-        """(the encoder, bytes that it has no token for)"""
-        from tokenizers import AddedToken, models, pre_tokenizers
-        from tokenizers import Tokenizer as Fast
+    def _encode_plain(self, text: str, start: int, skip: bool) -> list[int]:
+        """The ids of a part without special tokens. start: where it begins in the text, for error messages."""
+        raise NotImplementedError
 
-        vocabulary = {token: id for id, token in enumerate(self.tokens) if self._types[id] != UNUSED}
-        merges = [tuple(merge.split(" ", 1)) for merge in self._merges]
+
+class BPETokenizer(PieceTokenizer):
+    """Byte-level byte-pair encoding, as in GPT-2, Llama 3 and Qwen."""
+
+    kind = "bpe"
+
+    def __init__(self, keys: Mapping[str, Any]) -> None:
+        rule = _split_rule(keys)
+        self.default_add_bos = rule.add_bos
+        super().__init__(keys)
+        merges = strings(keys, "tokenizer.ggml.merges")
+        self._encoder = BytePairs(self._vocabulary, merges, rule.patterns, rule.whole_words)
+
+    def token_bytes(self, id: int) -> bytes:
+        token = self._vocabulary.tokens[self._checked(id)]
+        if self._is_text(id):
+            try:
+                return bytes(BYTE_OF[letter] for letter in token.decode())
+            except (KeyError, UnicodeDecodeError):  # not spelled in GPT-2's alphabet: it can only mean itself
+                pass
+        return token
+
+    def _encode_plain(self, text: str, start: int, skip: bool) -> list[int]:
+        if missing := self._encoder.missing:  # a vocabulary without all 256 bytes
+            unknown = {c for c in set(text) if not missing.isdisjoint(c.encode())}
+            if unknown and not skip:
+                first = min(unknown, key=text.index)
+                raise _unknown(first, start + text.index(first))
+            text = "".join(c for c in text if c not in unknown) if unknown else text
+        return self._encoder.encode(text)
+
+
+class SentencePieceTokenizer(PieceTokenizer):
+    """sentencepiece's byte-pair encoding, as in Llama 2 and llama2.c: a space is put before texts."""
+
+    kind = "sentencepiece"
+    default_ids: ClassVar[dict[str, tuple[int, int]]] = {
+        "unknown": (0, UNKNOWN),
+        "bos": (1, CONTROL),
+        "eos": (2, CONTROL),
+    }
+    default_add_bos = True
+
+    def __init__(self, keys: Mapping[str, Any]) -> None:
+        super().__init__(keys)
+        self._add_prefix = flag(keys, "tokenizer.ggml.add_space_prefix", True)
+        unknown = self._special_id(keys, "unknown")
+        self._encoder = SentencePieces(self._vocabulary, scores(keys, self.n_vocab), unknown)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of ids, without the space that encode puts before a text and behind special tokens."""
+        pieces, at_start = [], self._add_prefix
+        for id in ids:
+            piece = self.token_bytes(id)
+            is_text = self._is_text(id)
+            pieces.append(piece[1:] if at_start and is_text and piece[:1] == b" " else piece)
+            at_start = self._add_prefix and not is_text
+        return b"".join(pieces).decode("utf-8", "replace")
+
+    def token_bytes(self, id: int) -> bytes:
+        token = self._vocabulary.tokens[self._checked(id)]
+        if id in self._encoder.bytes:
+            return bytes([self._encoder.bytes[id]])
+        return token.replace(SPACE.encode(), b" ") if self._is_text(id) else token
+
+    def _encode_plain(self, text: str, start: int, skip: bool) -> list[int]:
         try:
-            fast = Fast(models.BPE(vocabulary, merges))
-        except Exception as error:  # the library raises nothing narrower
-            raise BadFormat(f"the file's merges contradict its vocabulary: {error}") from None
-        fast.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-        added = [token for id, token in enumerate(self.tokens) if self._types[id] == USER_DEFINED and token]
-        fast.add_tokens([AddedToken(token, normalized=False) for token in added])
-        return fast, {byte for letter, byte in BYTE_OF.items() if letter not in vocabulary}
+            return self._encoder.encode(" " * self._add_prefix + text)
+        except UnknownCharacters as error:
+            unknown = {" " if c == SPACE else c for c in error.characters}
+        found = [c for c in text if c in unknown]
+        if not found:
+            raise wrong("tokenizer.ggml.add_space_prefix", "false, because no token begins with a space", True)
+        if not skip:
+            raise _unknown(found[0], start + text.index(found[0]))
+        return self._encode_plain("".join(c for c in text if c not in unknown), start, skip)
 
 
 class TextStream:
@@ -215,23 +338,40 @@ KINDS: dict[str, Callable[[Mapping[str, Any]], Tokenizer]] = {
     "none": Tokenizer,
     "character": CharacterTokenizer,
     "gpt2": BPETokenizer,
+    "llama": SentencePieceTokenizer,
 }
 
 
-def _strings(keys: Mapping[str, Any], name: str) -> list[str]:
-    value = keys.get(name)
-    if not isinstance(value, list) or not all(isinstance(text, str) for text in value) or not value:
-        found = "is missing" if value is None else "is something else"
-        raise BadFormat(f"a tokenizer of this kind needs the key {name!r}, a list of strings, and it {found}")
-    return value
+def _split_rule(keys: Mapping[str, Any]) -> Rule:
+    """The rule that the file names, or its own: a list of patterns."""
+    name = keys.get("tokenizer.ggml.pre")
+    if isinstance(name, str) and name in BY_NAME:
+        return BY_NAME[name]
+    if "pygpt.tokenizer.split" in keys:
+        own = keys["pygpt.tokenizer.split"]
+        if not isinstance(own, list) or not all(isinstance(pattern, str) for pattern in own):
+            raise wrong("pygpt.tokenizer.split", "a list of regular expressions", own)
+        return Rule("", tuple(own), flag(keys, "pygpt.tokenizer.ignore_merges", False))
+    if name is None:
+        raise Unsupported(
+            "the file does not say how its tokenizer splits text (the key tokenizer.ggml.pre): "
+            "convert the model again, with a converter that writes it"
+        )
+    raise Unsupported(f"the file's tokenizer splits text by the rule {name!r}; known are {', '.join(BY_NAME)}")
 
 
-def _at(texts: list[str], id: int) -> str:
-    if not 0 <= id < len(texts):
-        raise BadArgument(f"the vocabulary holds ids 0 to {len(texts) - 1}, and {id} is none of them")
-    return texts[id]
+def _cut(text: str, special: Mapping[str, int]) -> Iterator[tuple[int, str, int | None]]:
+    """(start, part, its id if it is a special token). Of tokens that begin at the same place the longest wins."""
+    found = sorted((token for token in special if token in text), key=len, reverse=True)
+    at = 0
+    for match in re.finditer("|".join(map(re.escape, found)), text) if found else ():
+        if match.start() > at:
+            yield at, text[at : match.start()], None
+        yield match.start(), match[0], special[match[0]]
+        at = match.end()
+    if at < len(text):
+        yield at, text[at:], None
 
 
-def _unknown(text: str, position: int) -> BadArgument:
-    c = text[position]
+def _unknown(c: str, position: int) -> BadArgument:
     return BadArgument(f"the vocabulary lacks {c!r} (U+{ord(c):04X}), character {position} of the text: {SKIP_HINT}")

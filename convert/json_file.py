@@ -1,0 +1,57 @@
+"""Reads a JSON file as hostile input: its size, its nesting and names that stand twice each give a sentence."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+from pygpt._lib import BadFormat, NotFound, Unreadable
+
+from .unpickle import shown
+
+MAX_BYTES = 64 << 20  # the largest tokenizer.json that is known has 33 MB
+
+
+def read_object(path: str, limit: int = MAX_BYTES) -> dict[str, Any]:
+    """The object that the file holds."""
+    try:
+        with open(path, "rb") as file:
+            data = file.read(limit + 1)
+    except FileNotFoundError:
+        raise NotFound(f"{path}: there is no such file") from None
+    except OSError as error:
+        raise Unreadable(f"{path}: cannot be read: {error.strerror or error}") from None
+    if len(data) > limit:
+        size = os.path.getsize(path)
+        raise BadFormat(f"{path}: expected a JSON file of at most {limit >> 20} MB, found {size >> 20} MB")
+    return parse_object(data, path)
+
+
+def parse_object(data: bytes, where: str) -> dict[str, Any]:
+    try:
+        value = json.loads(data.decode(), object_pairs_hook=_unique)
+    except _Twice as error:
+        raise BadFormat(f"{where}: the name {shown(error.args[0])} stands twice in one JSON object") from None
+    except (ValueError, RecursionError):  # ValueError: no UTF-8, no JSON, or a number of thousands of digits
+        raise BadFormat(f"{where}: cannot be read as JSON; it was cut short or damaged, copy it again") from None
+    except MemoryError:
+        raise BadFormat(f"{where}: asks for more memory than there is") from None
+    if type(value) is not dict:
+        raise BadFormat(f"{where}: expected a JSON object, found {shown(value)}")
+    return value
+
+
+class _Twice(Exception):
+    pass
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) < len(pairs):
+        seen: set[str] = set()
+        for name, _ in pairs:
+            if name in seen:
+                raise _Twice(name)
+            seen.add(name)
+    return result
