@@ -18,7 +18,7 @@ help:
 	@echo "make run      set up, convert the bundled checkpoint, write some Shakespeare"
 	@echo "make test     set up what the tests need, run them all"
 	@echo "make check    every kernel of every instruction set against scalar C, here and for arm64"
-	@echo "make bench    every claimed speed in one run, beside the machine's limits"
+	@echo "make bench    every claimed speed in one run, against llama.cpp and the machine's limits"
 	@echo "make asan     the C tests under AddressSanitizer and UndefinedBehaviorSanitizer"
 	@echo "make tsan     threads under ThreadSanitizer"
 	@echo "make fuzz     20,000 damaged model files under both sanitizers, 5,000 damaged checkpoints; FUZZ_SEED=N"

@@ -1,10 +1,10 @@
-"""make bench: every speed that pygpt claims, measured in one run, into bench/results.md with this machine's limits.
+"""make bench: every speed that pygpt claims, into bench/results.md and bench/results.svg.
 
-    python bench/run.py [--rounds 5] [--skip-large]
+    python bench/run.py [--only PATTERN] [--rounds 5] [--quick] [--list] [--render] [--peer PYTHON]
 
-Rivals run in turn, round after round, and are compared by the ratios of their rounds; medians are reported, with the
-lowest and highest. Nothing else may run meanwhile. Needs PyTorch, which plays nanoGPT's own sampling loop
-(tests/reference/gpt.py).
+What was measured stays in build/bench/results.json, so that parts can be measured anew, each by itself: the pages are
+always written from all of it. Nothing else may run meanwhile. --quick proves that everything runs, in small amounts;
+its figures mean nothing and go to build/bench/quick.md.
 """
 
 from __future__ import annotations
@@ -12,234 +12,96 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
-import subprocess
+import re
 import sys
-import tempfile
 import time
-from datetime import date
 from pathlib import Path
-from statistics import median
+from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "tests"))
-THREADS = 2
-
-import torch  # noqa: E402
-from pygpt.convert import convert_checkpoint  # noqa: E402
-from reference.gpt import GPT, Config, FastAttention, checkpoint, random_gpt  # noqa: E402
-
-import pygpt  # noqa: E402
-from pygpt import _lib  # noqa: E402
-
-SHAPES = {
-    "0.8M (4 layers, 128 wide, context 64)": Config(4, 4, 128, 64, 65, bias=False),
-    "10.6M (6 layers, 384 wide, context 256)": Config(6, 6, 384, 256, 65, bias=False),
-    "124M (12 layers, 768 wide, context 1024)": Config(12, 12, 768, 1024, 50304, bias=True),
-}
+import own
+import report
+from machine import BUILD, ROOT, describe, limits, limits_text
+from peer import Missing, peer_python
+from race import WORKS, race
+from worker import WorkerError
 
 
-def spread(values: list[float], digits: int = 0) -> str:
-    """median (lowest .. highest)"""
-    return f"{median(values):,.{digits}f} ({min(values):,.{digits}f} .. {max(values):,.{digits}f})"
+class Store:
+    """{"runs": {when: machine}, "items": {name: what was found, and in which run}} in a file, saved at every change."""
+
+    def __init__(self, path: Path, n_rounds: int) -> None:
+        self._path = path
+        self.data: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"runs": {}, "items": {}}
+        self._name = time.strftime("%Y-%m-%d %H:%M:%S")
+        self._run = {**describe(), "rounds": n_rounds, "before": limits()}
+
+    def keep(self, name: str, item: dict[str, Any]) -> None:
+        self.data["items"][name] = {"run": self._name, **item}
+        used = {item["run"] for item in self.data["items"].values()}
+        runs = {**self.data["runs"], self._name: self._run}
+        self.data["runs"] = {run: machine for run, machine in runs.items() if run in used}
+        self._save()
+        print(f"{name}: {item.get('error', 'measured')}", flush=True)
+
+    def finish(self) -> None:
+        self._run["after"] = limits()
+        print(f"limits before: {limits_text(self._run['before'])}\nlimits after:  {limits_text(self._run['after'])}")
+        self._save()
+
+    def _save(self) -> None:
+        part = self._path.with_suffix(".part")
+        part.write_text(json.dumps(self.data, indent=1))
+        os.replace(part, self._path)
 
 
-def limits() -> tuple[float, float]:
-    """(GB/s that both threads read, GMAC/s of 8-bit integers in registers)"""
-    return _lib.measure_read(THREADS, 0.3) / 1e9, _lib.measure_mac(THREADS, 0.3) / 1e9
-
-
-def model_files(folder: Path, name: str, types: list[str]) -> tuple[GPT, dict[str, Path]]:
-    """A random model of a shape, in PyTorch and converted to each type."""
-    config = SHAPES[name]
-    model = random_gpt(config, attention=FastAttention)
-    torch.save(checkpoint(model), folder / "ckpt.pt")
-    (folder / "text.txt").write_text("".join(chr(0x100 + i) for i in range(config.vocab_size)), encoding="utf-8")
-    paths = {}
-    for type in types:
-        paths[type] = folder / f"{config.n_embd}-{type}.gguf"
-        text = folder / "text.txt" if config.vocab_size < 50257 else None
-        convert_checkpoint(folder / "ckpt.pt", paths[type], type=type, text=text)
-    return model, paths
-
-
-def race_pytorch(folder: Path, rounds: int) -> list[str]:
-    """Sampling 500 tokens as nanoGPT's sample.py does by default, against the same from Python with pygpt."""
-    rows = []
-    for name, tokens in list(zip(SHAPES, (500, 500, 100), strict=True))[:3]:
-        reference, paths = model_files(folder, name, ["q8_0"])
-        torch.set_num_threads(THREADS)
-        ours, theirs = [], []
-        with pygpt.Model(paths["q8_0"], threads=THREADS) as engine:
-            for i in range(rounds + 1):
-                start = time.perf_counter()
-                engine.complete([1], tokens, temperature=0.8, top_k=200, seed=i)
-                ours.append(tokens / (time.perf_counter() - start))
-                start = time.perf_counter()
-                reference.sample(torch.tensor([[1]]), tokens, 0.8, 200)
-                theirs.append(tokens / (time.perf_counter() - start))
-                time.sleep(0.5)  # PyTorch's threads go on spinning for a while
-        ours, theirs = ours[1:], theirs[1:]  # the first round warms up
-        ratio = [a / b for a, b in zip(ours, theirs, strict=True)]
-        rows.append(f"| {name} | {tokens} | {spread(theirs, 1)} | {spread(ours)} | **{spread(ratio, 1)}** |")
-        print(rows[-1], flush=True)
-    return rows
-
-
-def table_of_types(folder: Path, repeats: int) -> list[str]:
-    """pygpt bench of every shape and type."""
-    rows = []
-    for name, config in SHAPES.items():
-        _, paths = model_files(folder, name, ["f32", "f16", "q8_0", "q4_0"])
-        for type, path in paths.items():
-            prompt, generated = min(config.block_size, 512), min(config.block_size - 1, 128)
-            command = [sys.executable, "-m", "pygpt", "bench", str(path), "-p", str(prompt), "-n", str(generated)]
-            command += ["-t", str(THREADS), "-r", str(repeats), "--json"]
-            found = json.loads(subprocess.run(command, capture_output=True, check=True, text=True).stdout)
-            pp, tg = (row["tokens_per_second"] for row in found["results"])
-            with pygpt.Model(path, threads=THREADS) as model:
-                gigabytes = model.info.bytes_per_token * tg / 1e9
-            size = path.stat().st_size / 1e6
-            rows.append(
-                f"| {name} | {type} | {size:,.1f} | {prompt} | {pp:,.0f} | {generated} | {tg:,.0f} | {gigabytes:,.1f} |"
-            )
-            print(rows[-1], flush=True)
-            path.unlink()
-    return rows
-
-
-def wall(command: list[str], runs: int) -> list[float]:
-    """Seconds of whole processes, the first one not counted."""
-    found = []
-    for _ in range(runs + 1):
-        start = time.perf_counter()
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-        found.append(time.perf_counter() - start)
-    return found[1:]
-
-
-def starts(runs: int) -> list[str]:
-    bare = wall([sys.executable, "-c", "pass"], runs)
-    imported = wall([sys.executable, "-c", "import pygpt"], runs)
-    first = wall([sys.executable, "-m", "pygpt", "generate", "ROMEO:", "-n", "1"], runs)
-    rows = [
-        ("`python -c pass`", bare),
-        ("`python -c 'import pygpt'`", imported),
-        ("`pygpt generate ROMEO: -n 1`", first),
-    ]
-    return [f"| {name} | {spread(values, 3)} |" for name, values in rows]
-
-
-PEAK = """
-import sys
-from pygpt.convert import convert_checkpoint
-convert_checkpoint(sys.argv[1], sys.argv[2], type="q8_0")
-print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
-"""
-
-
-def convert_large(folder: Path) -> list[str]:
-    """A 124M-parameter checkpoint with its optimizer's state, as nanoGPT saves it while training."""
-    model = random_gpt(SHAPES["124M (12 layers, 768 wide, context 1024)"])
-    saved = checkpoint(model)
-    state = {
-        i: {"step": torch.tensor(1.0), "exp_avg": torch.randn_like(p), "exp_avg_sq": torch.rand_like(p)}
-        for i, p in enumerate(model.parameters())
-    }
-    torch.save({**saved, "optimizer": {"state": state, "param_groups": []}}, folder / "large.pt")
-    del model, saved, state
-    start = time.perf_counter()
-    peak = subprocess.run(
-        [sys.executable, "-c", PEAK, str(folder / "large.pt"), str(folder / "large.gguf")],
-        capture_output=True,
-        check=True,
-        text=True,
-    )
-    seconds = time.perf_counter() - start
-    sizes = [(folder / name).stat().st_size / 1e6 for name in ("large.pt", "large.gguf")]
-    return [f"| {sizes[0]:,.0f} | {sizes[1]:,.0f} | {seconds:.1f} | {int(peak.stdout) * 1024 / 1e6:,.0f} |"]
-
-
-def pool_cost() -> str:
-    program = ROOT / "build" / "native" / "pool_test"
-    return subprocess.run([program, "--bench", str(THREADS)], capture_output=True, check=True, text=True).stdout.strip()
-
-
-def processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
-
-
-def main() -> None:
+def main() -> int:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--rounds", type=int, default=5)
-    p.add_argument("--skip-large", action="store_true", help="leave the 124M model out (minutes, and 3 GB of disk)")
+    p.add_argument("--only", metavar="PATTERN", default="", help="a regular expression: what --list shows and it finds")
+    p.add_argument("--rounds", type=int, metavar="N", help="default 5")
+    p.add_argument("--quick", action="store_true", help="small amounts, 2 rounds, no 124M model in PyTorch")
+    p.add_argument("--list", action="store_true", help="what there is to measure")
+    p.add_argument("--render", action="store_true", help="measure nothing, write the pages from what is kept")
+    p.add_argument("--peer", type=Path, metavar="PYTHON", help="one that has llama_cpp; default: it is built")
     o = p.parse_args()
-    if o.skip_large:
-        SHAPES.popitem()
-    before = limits()
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        begin, pool = starts(2 * o.rounds), pool_cost()
-        race = race_pytorch(folder, o.rounds)
-        types = table_of_types(folder, o.rounds)
-        large = [] if o.skip_large else convert_large(folder)
-    after = limits()
-    text = f"""# Speeds
+    kept = BUILD / ("quick.json" if o.quick else "results.json")
+    page = BUILD / "quick.md" if o.quick else ROOT / "bench" / "results.md"
+    if o.render:
+        write_pages(json.loads(kept.read_text()), page)
+        return 0
+    works = [work for work in WORKS if re.search(o.only, work.name)]
+    parts = [name for name in own.PARTS if re.search(o.only, name) and not (o.quick and name == "conversion")]
+    if o.list or not works + parts:
+        print("\n".join([work.name for work in works] + parts) or f"nothing is called {o.only!r}: see --list")
+        return not o.list
 
-Made by `make bench` on {date.today()}: {processor()}, {os.cpu_count()} processors, {THREADS} threads, kernels
-{_lib.isa_current()}, Python {platform.python_version()}, PyTorch {torch.__version__}, {o.rounds} rounds. Figures are
-medians (lowest .. highest).
+    n_rounds = o.rounds or (2 if o.quick else 5)
+    BUILD.mkdir(parents=True, exist_ok=True)
+    failed = 0
+    try:
+        peer = (o.peer or peer_python()) if works else None
+    except Missing as error:
+        print(f"bench: {error}", file=sys.stderr)
+        works, failed = [], 1
+    store = Store(kept, n_rounds)
+    try:
+        if works:
+            race(works, peer, n_rounds, o.quick, store.keep)
+    except WorkerError as error:
+        print(f"bench: {error}", file=sys.stderr)
+        failed = 1
+    for name in parts:
+        store.keep(name, {"found": own.measure(name, n_rounds, o.quick)})
+    store.finish()
+    write_pages(store.data, page)
+    return failed or any("error" in item for item in store.data["items"].values())
 
-This machine's limits, before and after: linear reads from memory {before[0]:.1f} and {after[0]:.1f} GB/s, 8-bit
-multiply-adds in registers {before[1]:.0f} and {after[1]:.0f} GMAC/s.
 
-## Sampling from Python, against nanoGPT's loop in PyTorch
-
-Random weights, prompt of one token, temperature 0.8, top-k 200. PyTorch evaluates the cropped window anew for every
-token, in float32, as nanoGPT's sample.py does; pygpt samples from the q8_0 file with its default `--on-full jump`.
-Tokens per second.
-
-| model | tokens | PyTorch | pygpt | ratio of each round |
-|---|---|---|---|---|
-{chr(10).join(race)}
-
-## Prompt and generation, by type
-
-`pygpt bench`: random ids, empty cache, logits of the last token for the prompt, one token at a time without sampling
-for the generation. GB/s: the weights that generation reads, times its tokens per second. Models below about 30 MB stay
-in the processor's caches.
-
-| model | type | file MB | prompt | tokens/s | generated | tokens/s | GB/s |
-|---|---|---|---|---|---|---|---|
-{chr(10).join(types)}
-
-## The thread pool
-
-{pool} (medians of 101 batches of 1,000; a layer has five barriers, a token one run).
-
-## From start to first token
-
-Whole processes, seconds.
-
-| command | wall |
-|---|---|
-{chr(10).join(begin)}
-
-"""
-    if large:
-        text += f"""## Converting a 124M-parameter checkpoint with its optimizer's state to q8_0
-
-| checkpoint MB | file MB | seconds, with start | peak memory MB |
-|---|---|---|---|
-{chr(10).join(large)}
-"""
-    (ROOT / "bench" / "results.md").write_text(text.rstrip() + "\n", encoding="utf-8")
-    print(text)
+def write_pages(data: dict[str, Any], page: Path) -> None:
+    text = report.write_results(data)
+    page.write_text(text.rstrip() + "\n", encoding="utf-8")
+    page.with_name("results.svg").write_text(report.draw_ratios(data["items"]), encoding="utf-8")
+    print(f"written: {page.relative_to(ROOT)}")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
