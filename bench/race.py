@@ -38,10 +38,7 @@ print(llm(sys.argv[3], max_tokens=1)["choices"][0]["text"])
 
 @dataclass(frozen=True)
 class Work:
-    """What both do. kind: a row of KINDS. at_least, aim: ratios to llama.cpp, above 1 where pygpt is better.
-
-    The aims of prefill and decode are what ik_llama.cpp reached where it was measured.
-    """
+    """What both do. kind: a row of KINDS. at_least, aim: ratios to llama.cpp, above 1 where pygpt is better."""
 
     kind: str
     shape: str
@@ -74,28 +71,24 @@ class Work:
 
 
 WORKS = [
-    Work("prefill", "llama-3.2-1b", "Q4_0", n=512, at_least=1.0, aim=1.5),
-    Work("prefill", "llama-3.2-1b", "Q8_0", n=512, at_least=1.0, aim=2.1),
-    Work("prefill", "llama-3.2-1b", "Q4_K_M", n=512, at_least=1.0, aim=1.2),
-    Work("prefill", "qwen2.5-0.5b", "Q4_0", n=512, at_least=1.0, aim=1.45),
-    Work("prefill", "qwen2.5-0.5b", "Q8_0", n=512, at_least=1.0, aim=1.9),
-    Work("prefill", "qwen2.5-0.5b", "Q4_K_M", n=512, at_least=1.0, aim=2.1),
-    Work("prefill", "gpt2-124m", "Q4_0", n=512),
-    Work("prefill", "gpt2-124m", "Q8_0", n=512),
-    Work("decode", "llama-3.2-1b", "Q4_0", n=128, at_least=1.0, aim=1.2),
-    Work("decode", "llama-3.2-1b", "Q8_0", n=128, at_least=1.0, aim=1.4),
-    Work("decode", "llama-3.2-1b", "Q4_K_M", n=128, at_least=1.0, aim=1.0),
-    Work("decode", "qwen2.5-0.5b", "Q4_0", n=128, at_least=1.0, aim=1.15),
-    Work("decode", "qwen2.5-0.5b", "Q8_0", n=128, at_least=1.0, aim=1.1),
-    Work("decode", "qwen2.5-0.5b", "Q4_K_M", n=128, at_least=1.0, aim=1.25),
-    Work("decode", "gpt2-124m", "Q4_0", n=128),
-    Work("decode", "gpt2-124m", "Q8_0", n=128),
-    Work("decode", "llama-3.2-1b", "Q4_0", n=128, depth=4096),
-    Work("together", "llama-3.2-1b", "Q4_0", n=32, n_seq=8),
-    Work("sample", "nanogpt-10m", "Q8_0", n=128, repeat=5),
-    Work("sample", "nanogpt-0.8m", "Q8_0", n=63, repeat=40),
-    Work("start", "llama-3.2-1b", "Q4_0", n=1),
-    Work("memory", "llama-3.2-1b", "Q4_0", n=512),
+    *(
+        Work("prefill", shape, type, n=512, at_least=2.0, aim=2.7)
+        for shape in ("llama-3.2-1b", "qwen2.5-0.5b")
+        for type in ("Q4_0", "Q8_0", "Q4_K_M")
+    ),
+    *(Work("prefill", "gpt2-124m", type, n=512, at_least=2.5, aim=4.0) for type in ("Q4_0", "Q8_0")),
+    *(
+        Work("decode", shape, type, n=128, at_least=1.1)
+        for shape in ("llama-3.2-1b", "qwen2.5-0.5b")
+        for type in ("Q4_0", "Q8_0", "Q4_K_M")
+    ),
+    *(Work("decode", "gpt2-124m", type, n=128, at_least=1.5, aim=2.0) for type in ("Q4_0", "Q8_0")),
+    Work("decode", "llama-3.2-1b", "Q4_0", n=128, at_least=1.2, aim=1.5, depth=4096),
+    Work("together", "llama-3.2-1b", "Q4_0", n=32, n_seq=8, at_least=2.0, aim=3.5),
+    Work("sample", "nanogpt-10m", "Q8_0", n=128, at_least=2.0, aim=4.0, repeat=5),
+    Work("sample", "nanogpt-0.8m", "Q8_0", n=63, at_least=3.0, aim=6.0, repeat=40),
+    Work("start", "llama-3.2-1b", "Q4_0", n=1, at_least=3.0, aim=7.5),
+    Work("memory", "llama-3.2-1b", "Q4_0", n=512, at_least=1.0),
 ]
 
 

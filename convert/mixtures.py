@@ -108,8 +108,8 @@ SAME = {"attn_qkv": "attn_v"}  # queries, keys and values in one matrix are trea
 
 # For rows that are no multiple of a type's 256 weights; where they are none of 32 either, f16.
 NARROWER = {
-    "q2_k": "iq4_nl",
-    "q3_k": "iq4_nl",
+    "q2_k": "q4_0",
+    "q3_k": "q4_0",
     "iq4_xs": "iq4_nl",
     "q4_k": "q5_0",
     "q5_k": "q5_1",
@@ -138,11 +138,12 @@ def choose(shapes: Mapping[str, tuple[int, ...]], type: str) -> dict[str, Choice
 
     def wanted(name: str) -> str:
         if name == head:
-            return mixture.head or mixture.base
+            best = mixture.head or mixture.base
+            return NARROWER[best] if best in NARROWER and shapes[name][-1] % types()[best].block else best
         found = re.fullmatch(r"blk\.(\d+)\.(\w+)\.weight", name)
-        if found and (rule := mixture.parts.get(SAME.get(found[2], found[2]))):
-            return rule(Place(int(found[1]), layers, heads_sharing(shapes, found[1]))) or mixture.base
-        return mixture.base
+        rule = mixture.parts.get(SAME.get(found[2], found[2])) if found else None
+        place = Place(int(found[1]), layers, heads_sharing(shapes, found[1])) if found else None
+        return (rule(place) if rule and place else None) or mixture.base
 
     return {name: fit(name, shape, wanted(name)) for name, shape in shapes.items()}
 

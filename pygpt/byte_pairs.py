@@ -12,10 +12,9 @@ from typing import Any
 
 from pygpt._lib import BadFormat, Strings
 from pygpt.merging import merge
-from pygpt.vocabulary import BYTE_OF, NEVER_PLAIN, Vocabulary
+from pygpt.vocabulary import BYTE_OF, FIRST, Vocabulary
 
 LONG = 1 << 18  # characters, from which on the library's encoder is built
-FIRST = 1 << 14  # merges that are read at first
 WORD, REMEMBERED = 64, 1 << 16  # words of up to so many bytes are remembered, and so many of them
 
 
@@ -48,28 +47,23 @@ class BytePairs:
     @cached_property
     def missing(self) -> set[int]:
         """Bytes without a token: characters that have one of them in UTF-8 are unknown."""
-        bytes_of = {letter.encode(): byte for letter, byte in BYTE_OF.items()}
-        for id in range(min(len(self._vocabulary), 512)):  # where they are in most vocabularies
-            if self._vocabulary.kinds[id] not in NEVER_PLAIN:
-                bytes_of.pop(self._vocabulary.tokens[id], None)
-        return {byte for letter, byte in bytes_of.items() if letter not in self._vocabulary.ids}
+        return {byte for letter, byte in BYTE_OF.items() if self._vocabulary.id_of(letter.encode()) is None}
 
     def _encode_word(self, word: str) -> list[int]:
-        if self._whole_words:
-            id = self._vocabulary.id_of(word.encode())
-            if id is not None:
-                return [id]
-        ids, (n_read, ranks) = self._vocabulary.ids, self._ranks
+        id_of = self._vocabulary.id_of
+        if self._whole_words and (id := id_of(word.encode())) is not None:
+            return [id]
+        n_read, ranks = self._ranks
 
         def rank(left: bytes, right: bytes) -> int | None:
             found = ranks.get(left + b" " + right)
-            return found if found is not None and left + right in ids else None
+            return found if found is not None and id_of(left + right) is not None else None
 
         parts = merge([letter.encode() for letter in word], rank)
-        while n_read < len(self._merges) and any(left + right in ids for left, right in pairwise(parts)):
+        while n_read < len(self._merges) and any(id_of(left + right) is not None for left, right in pairwise(parts)):
             n_read, ranks = self._read_merges(n_read, ranks)
             parts = merge(parts, rank)
-        return [ids[part] for part in parts]
+        return [id for id in map(id_of, parts) if id is not None]
 
     def _read_merges(self, n_read: int, ranks: dict[bytes, int]) -> tuple[int, dict[bytes, int]]:
         """Reads as many more as were read. Few words need them all: a word is done when no two parts make a token."""

@@ -6,7 +6,6 @@
 
 #define TARGET __attribute__((target("avx2,fma,f16c")))
 #define ISA(op) op##_avx2
-#define VECTOR_BYTES 32
 
 /* ---- integers ---- */
 
@@ -83,6 +82,36 @@ TARGET static inline part part_bf16(const char *p) {
 #include "kernels/floats.inc"
 #include "kernels/lanes.inc"
 
+/* ---- attention ---- */
+
+enum { TOGETHER = 6, SUMS = 10 };
+
+TARGET static inline part part_set1(float f) { return _mm256_set1_ps(f); }
+TARGET static inline part part_max(part a, part b) { return _mm256_max_ps(a, b); }
+TARGET static inline void part_store(float *p, part a) { _mm256_storeu_ps(p, a); }
+
+#include "kernels/attention.inc"
+
+/* ---- halves ---- */
+
+/* A NaN loses what else it says, as in scalar C. */
+TARGET static inline __m128i eight_halves(__m256 f) {
+    const __m256 sign = _mm256_set1_ps(-0.0f), nan = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fc00000));
+    __m256 plain = _mm256_or_ps(_mm256_and_ps(f, sign), nan);
+    return _mm256_cvtps_ph(_mm256_blendv_ps(f, plain, _mm256_cmp_ps(f, f, _CMP_UNORD_Q)), _MM_FROUND_TO_NEAREST_INT);
+}
+
+TARGET static void halves_avx2(const float *x, int64_t n, uint16_t *h) {
+    int64_t i = 0;
+    for (; i + 8 <= n; i += 8) _mm_storeu_si128((__m128i *)(h + i), eight_halves(_mm256_loadu_ps(x + i)));
+    float rest[8] = {0};
+    memcpy(rest, x + i, (size_t)(n - i) * sizeof *x);
+    __m128i last = eight_halves(_mm256_loadu_ps(rest));
+    memcpy(h + i, &last, (size_t)(n - i) * sizeof *h);
+}
+
+/* ---- the most that there is ---- */
+
 /* Without the signs that dot4 moves about. */
 TARGET static inline ints ints_peak(ints sum, ints w, ints a) {
     return _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(w, a), _mm256_set1_epi16(1)));
@@ -98,8 +127,12 @@ void kernels_init_avx2(struct kernels *k) {
     k->matmul[quant_q4_0.id] = matmul_q4_0_avx2;
     k->act_q8 = act_q8_avx2;
     k->layer_norm = layer_norm_avx2;
+    k->rms_norm = rms_norm_avx2;
     k->gelu_erf = gelu_erf_avx2;
     k->gelu_tanh = gelu_tanh_avx2;
+    k->silu_mul = silu_mul_avx2;
+    k->halves = halves_avx2;
+    k->attention = attention_avx2;
     k->mac_peak = mac_peak_avx2;
 }
 

@@ -117,6 +117,17 @@ TARGET static inline part part_bf16(const char *p) {
 }
 
 #include "kernels/floats.inc"
+#include "kernels/lanes.inc"
+
+/* ---- attention ---- */
+
+enum { TOGETHER = 6, SUMS = 24 };
+
+TARGET static inline part part_set1(float f) { return _mm512_set1_ps(f); }
+TARGET static inline part part_max(part a, part b) { return _mm512_max_ps(a, b); }
+TARGET static inline void part_store(float *p, part a) { _mm512_storeu_ps(p, a); }
+
+#include "kernels/attention.inc"
 
 #define ints_peak ints_dot4
 #define REGISTER "v"
@@ -128,6 +139,12 @@ void kernels_init_avx512vnni(struct kernels *k) {
     k->matmul[quant_bf16.id] = matmul_bf16_avx512vnni;
     k->matmul[quant_q8_0.id] = matmul_q8_0_avx512vnni;
     k->matmul[quant_q4_0.id] = matmul_q4_0_avx512vnni;
+    k->layer_norm = layer_norm_avx512vnni;
+    k->rms_norm = rms_norm_avx512vnni;
+    k->gelu_erf = gelu_erf_avx512vnni;
+    k->gelu_tanh = gelu_tanh_avx512vnni;
+    k->silu_mul = silu_mul_avx512vnni;
+    k->attention = attention_avx512vnni;
     k->mac_peak = mac_peak_avx512vnni;
 }
 

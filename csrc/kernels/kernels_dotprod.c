@@ -9,6 +9,43 @@
 
 #include "kernels/lanes.inc"
 
+/* ---- halves ---- */
+
+/* A NaN loses what else it says, as in scalar C. */
+TARGET static inline uint16x4_t four_halves(float32x4_t f) {
+    const uint32x4_t sign = vdupq_n_u32(0x80000000), nan = vdupq_n_u32(0x7fc00000);
+    float32x4_t plain = vreinterpretq_f32_u32(vbslq_u32(sign, vreinterpretq_u32_f32(f), nan));
+    return vreinterpret_u16_f16(vcvt_f16_f32(vbslq_f32(vceqq_f32(f, f), f, plain)));
+}
+
+TARGET static void halves_dotprod(const float *x, int64_t n, uint16_t *h) {
+    int64_t i = 0;
+    for (; i + 4 <= n; i += 4) vst1_u16(h + i, four_halves(vld1q_f32(x + i)));
+    float rest[4] = {0};
+    uint16_t last[4];
+    memcpy(rest, x + i, (size_t)(n - i) * sizeof *x);
+    vst1_u16(last, four_halves(vld1q_f32(rest)));
+    memcpy(h + i, last, (size_t)(n - i) * sizeof *h);
+}
+
+/* ---- attention ---- */
+
+enum { TOGETHER = 6, SUMS = 20, PARTS = 4 };
+typedef float32x4_t part;
+
+TARGET static inline part part_zero(void) { return vdupq_n_f32(0); }
+TARGET static inline part part_set1(float f) { return vdupq_n_f32(f); }
+TARGET static inline part part_f32(const char *p) { return vld1q_f32((const float *)p); }
+TARGET static inline part part_f16(const char *p) { return vcvt_f32_f16(vld1_f16((const float16_t *)p)); }
+TARGET static inline void part_store(float *p, part a) { vst1q_f32(p, a); }
+TARGET static inline part part_fma(part a, part b, part c) { return vfmaq_f32(c, a, b); }
+TARGET static inline part part_max(part a, part b) { return vmaxq_f32(a, b); }
+TARGET static inline float part_total(const part *sum) {
+    return vaddvq_f32(vaddq_f32(vaddq_f32(sum[0], sum[1]), vaddq_f32(sum[2], sum[3])));
+}
+
+#include "kernels/attention.inc"
+
 /* ---- q8_0 and q4_0: neon.inc; many tokens by SDOT with a lane, four rows times four weights of one token ---- */
 
 enum { TOKENS = 8, MANY = 3 };
@@ -203,8 +240,12 @@ void kernels_init_dotprod(struct kernels *k) {
     k->matmul[quant_q4_0.id] = matmul_q4_0_dotprod;
     k->act_q8 = act_q8_dotprod;
     k->layer_norm = layer_norm_dotprod;
+    k->rms_norm = rms_norm_dotprod;
     k->gelu_erf = gelu_erf_dotprod;
     k->gelu_tanh = gelu_tanh_dotprod;
+    k->silu_mul = silu_mul_dotprod;
+    k->halves = halves_dotprod;
+    k->attention = attention_dotprod;
     k->mac_peak = mac_peak_dotprod;
 }
 

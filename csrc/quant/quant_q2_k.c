@@ -4,9 +4,21 @@
  *
  * Sub-block s is weights 16 s .. 16 s + 15. 128 weights share 32 bytes of q: weight 128 h + 32 k + j is bits 2 k, 2 k + 1 of q[32 h + j].
  */
-#include <math.h>
-
+#include "quant/fit.h"
 #include "quant/quant.h"
+
+static void q2_k_quantize(const float *x, int64_t n, void *w) {
+    struct block_q2_k *out = w;
+    struct fit_256 f;
+    for (int64_t b = 0; b < n / 256; b++, x += 256) {
+        fit_lines(x, 16, 3, 15, &f);
+        memset(&out[b], 0, sizeof out[b]);
+        out[b].d = f.d;
+        out[b].dmin = f.dmin;
+        for (int s = 0; s < 16; s++) out[b].scales[s] = (uint8_t)(f.scale[s] | f.min[s] << 4);
+        for (int i = 0; i < 256; i++) out[b].q[i / 128 * 32 + i % 32] |= (uint8_t)(f.q[i] << 2 * (i % 128 / 32));
+    }
+}
 
 static void q2_k_codes(const void *row, int64_t i, struct codes *c) {
     const struct block_q2_k *b = (const struct block_q2_k *)row + i / 8;
@@ -19,4 +31,4 @@ static void q2_k_codes(const void *row, int64_t i, struct codes *c) {
     for (int j = 0; j < 32; j++) c->q[j] = b->q[g / 4 * 32 + j] >> 2 * (g % 4) & 3;
 }
 
-const struct quant quant_q2_k = {"q2_k", 10, 256, sizeof(struct block_q2_k), FORM_16_MIN, 0, q2_k_codes, NULL, NULL};
+const struct quant quant_q2_k = {"q2_k", 10, 256, sizeof(struct block_q2_k), FORM_16_MIN, 0, q2_k_codes, q2_k_quantize, NULL};

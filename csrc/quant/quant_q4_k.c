@@ -9,9 +9,45 @@
  *
  *     bytes 0 .. 3: ssSSSSSS      4 .. 7: mmMMMMMM      8 .. 11: mmmmssss
  */
-#include <math.h>
-
+#include "quant/fit.h"
 #include "quant/quant.h"
+
+static void scales_put(const struct fit_256 *f, uint8_t *scales) {
+    for (int s = 0; s < 4; s++) {
+        scales[s] = (uint8_t)(f->scale[s] | f->scale[4 + s] >> 4 << 6);
+        scales[4 + s] = (uint8_t)(f->min[s] | f->min[4 + s] >> 4 << 6);
+        scales[8 + s] = (uint8_t)((f->scale[4 + s] & 15) | (f->min[4 + s] & 15) << 4);
+    }
+}
+
+static void q4_k_quantize(const float *x, int64_t n, void *w) {
+    struct block_q4_k *out = w;
+    struct fit_256 f;
+    for (int64_t b = 0; b < n / 256; b++, x += 256) {
+        fit_lines(x, 32, 15, 63, &f);
+        memset(&out[b], 0, sizeof out[b]);
+        out[b].d = f.d;
+        out[b].dmin = f.dmin;
+        scales_put(&f, out[b].scales);
+        for (int i = 0; i < 256; i++) out[b].q[i / 64 * 32 + i % 32] |= (uint8_t)(f.q[i] << 4 * (i / 32 % 2));
+    }
+}
+
+static void q5_k_quantize(const float *x, int64_t n, void *w) {
+    struct block_q5_k *out = w;
+    struct fit_256 f;
+    for (int64_t b = 0; b < n / 256; b++, x += 256) {
+        fit_lines(x, 32, 31, 63, &f);
+        memset(&out[b], 0, sizeof out[b]);
+        out[b].d = f.d;
+        out[b].dmin = f.dmin;
+        scales_put(&f, out[b].scales);
+        for (int i = 0; i < 256; i++) {
+            out[b].q[i / 64 * 32 + i % 32] |= (uint8_t)((f.q[i] & 15) << 4 * (i / 32 % 2));
+            out[b].qh[i % 32] |= (uint8_t)((f.q[i] >> 4) << i / 32);
+        }
+    }
+}
 
 static void q4_k_codes(const void *row, int64_t i, struct codes *c) {
     const struct block_q4_k *b = (const struct block_q4_k *)row + i / 8;
@@ -29,5 +65,5 @@ static void q5_k_codes(const void *row, int64_t i, struct codes *c) {
     for (int j = 0; j < 32; j++) c->q[j] = (uint8_t)((b->q[s / 2 * 32 + j] >> 4 * (s % 2) & 15) | (b->qh[j] >> s & 1) << 4);
 }
 
-const struct quant quant_q4_k = {"q4_k", 12, 256, sizeof(struct block_q4_k), FORM_32_MIN, 0, q4_k_codes, NULL, NULL};
-const struct quant quant_q5_k = {"q5_k", 13, 256, sizeof(struct block_q5_k), FORM_32_MIN, 0, q5_k_codes, NULL, NULL};
+const struct quant quant_q4_k = {"q4_k", 12, 256, sizeof(struct block_q4_k), FORM_32_MIN, 0, q4_k_codes, q4_k_quantize, NULL};
+const struct quant quant_q5_k = {"q5_k", 13, 256, sizeof(struct block_q5_k), FORM_32_MIN, 0, q5_k_codes, q5_k_quantize, NULL};

@@ -5,9 +5,26 @@
  * Sub-block s is weights 16 s .. 16 s + 15. 128 weights share 64 bytes of q and 32 of qh: of weight 128 h + 32 k + j, the low 4 bits are a
  * nibble of q[64 h + 32 (k % 2) + j], the low one for k < 2; the high 2 are bits 2 k, 2 k + 1 of qh[32 h + j].
  */
-#include <math.h>
-
+#include "quant/fit.h"
 #include "quant/quant.h"
+
+static const struct grid grid = {-32, 31, 0, NULL};
+
+static void q6_k_quantize(const float *x, int64_t n, void *w) {
+    struct block_q6_k *out = w;
+    struct fit_256 f;
+    for (int64_t b = 0; b < n / 256; b++, x += 256) {
+        fit_scales(x, 16, &grid, -128, &f);
+        memset(&out[b], 0, sizeof out[b]);
+        out[b].d = f.d;
+        for (int s = 0; s < 16; s++) out[b].scales[s] = (int8_t)f.scale[s];
+        for (int i = 0; i < 256; i++) {
+            int code = f.q[i] + 32, h = i / 128, k = i % 128 / 32, j = i % 32;
+            out[b].q[64 * h + 32 * (k % 2) + j] |= (uint8_t)((code & 15) << 4 * (k / 2));
+            out[b].qh[32 * h + j] |= (uint8_t)((code >> 4) << 2 * k);
+        }
+    }
+}
 
 static void q6_k_codes(const void *row, int64_t i, struct codes *c) {
     const struct block_q6_k *b = (const struct block_q6_k *)row + i / 8;
@@ -18,4 +35,4 @@ static void q6_k_codes(const void *row, int64_t i, struct codes *c) {
         c->q[j] = (uint8_t)((b->q[64 * h + 32 * (k % 2) + j] >> 4 * (k / 2) & 15) | (b->qh[32 * h + j] >> 2 * k & 3) << 4);
 }
 
-const struct quant quant_q6_k = {"q6_k", 14, 256, sizeof(struct block_q6_k), FORM_16, 32, q6_k_codes, NULL, NULL};
+const struct quant quant_q6_k = {"q6_k", 14, 256, sizeof(struct block_q6_k), FORM_16, 32, q6_k_codes, q6_k_quantize, NULL};

@@ -1123,8 +1123,7 @@ static void mac_peak_bench(const struct quant *type, void *fn, void *ref) {
 
 /* ---- quantization and conversions --------------------------------------------------------------------------------- */
 
-/* |dequantize(quantize(x)) - x| for a value x of a block whose largest value is max: half a step and the rounding of the scale.
- * Types without a row here are held to half a step of as many levels as their bits allow, twice over. */
+/* |dequantize(quantize(x)) - x| for a value x of a block whose largest value is max: half a step and the rounding of the scale. */
 struct precision {
     const struct quant *type;
     double of_x;                         /* of the value itself */
@@ -1136,28 +1135,84 @@ static const struct precision precisions[] = {
     {&quant_f16, 0x1p-11, 0, 0x1p-25},
     {&quant_bf16, 0x1p-8, 0, 0x1p-134},
     {&quant_q8_0, 0, 1 / 254.0 + 0x1p-11, 128 * 0x1p-25},
-    {&quant_q4_0, 0, 1 / 16.0 + 0x1p-11, 8 * 0x1p-25},
 };
+
+static void precision_check(const struct precision *p, const float *x, const float *back, int64_t n) {
+    int block = p->type->block;
+    for (int64_t i = 0; i < n; i++) {
+        float max = 0;
+        for (int64_t j = i / block * block; j < i / block * block + block; j++) max = fmaxf(max, fabsf(x[j]));
+        double slack = block > 1 ? 4 * FLT_EPSILON : 0;                      /* roundings of the division */
+        double bound = p->of_x * fabs((double)x[i]) + (p->of_max + slack) * max + p->absolute;
+        if (!(fabs((double)back[i] - x[i]) <= bound))
+            fail("%.9g of a block up to %.9g came back as %.9g, not within %.3g", x[i], max, back[i], bound);
+    }
+}
+
+/* The others choose the scales of least squared error, which clip: held to what the scales would leave that let all weights just fit. */
+struct fitted {
+    const struct quant *type;
+    int size;                            /* weights per scale */
+    int low, high, gap;                  /* codes; the largest distance between two neighbours */
+    int scale_most;                      /* of whole-number scales; 0: none */
+};
+static const struct fitted fits[] = {
+    {&quant_q4_0, 32, -8, 7, 1, 0},         {&quant_q4_1, 32, 0, 15, 1, 0},   {&quant_q5_0, 32, -16, 15, 1, 0},
+    {&quant_q5_1, 32, 0, 31, 1, 0},         {&quant_q2_k, 16, 0, 3, 1, 15},   {&quant_q3_k, 16, -4, 3, 1, 31},
+    {&quant_q4_k, 32, 0, 15, 1, 63},        {&quant_q5_k, 32, 0, 31, 1, 63},  {&quant_q6_k, 16, -32, 31, 1, 127},
+    {&quant_iq4_nl, 32, -127, 113, 23, 0},  {&quant_iq4_xs, 32, -127, 113, 23, 31},
+    {&quant_mxfp4, 32, -8, 6, 4, 0},                                         /* of a scale that is a power of two, -8 is not there */
+};
+
+/* Squares of what n weights may be off under a scale that they just fit: half a step, and where the codes end early, a whole one. */
+static double fit_squares(const struct fitted *f, const float *x, int n, double *step) {
+    float min = f->scale_most ? 0 : x[0], max = min, extreme = 0;            /* K-quants have no minimum above 0 */
+    for (int i = 0; i < n; i++) {
+        min = fminf(min, x[i]);
+        max = fmaxf(max, x[i]);
+        if (fabsf(x[i]) > fabsf(extreme)) extreme = x[i];
+    }
+    double d = f->low ? (double)extreme / f->low : ((double)max - min) / f->high, squares = 0;
+    for (int i = 0; i < n; i++) {
+        double off = fabs(d) * f->gap * (f->low && x[i] / d > f->high + f->gap / 2.0 ? 1 : 0.5);
+        squares += off * off;
+    }
+    *step = fabs(d);
+    return squares;
+}
+
+static void fit_check(const struct fitted *f, const float *x, const float *back, int64_t n) {
+    int block = f->type->block, most = f->low ? -f->low : f->high;
+    for (int64_t b = 0; b < n; b += block) {
+        double bound = 0, squares = 0, step_most = 0, max = 0, step;
+        for (int i = 0; i < block; i += f->size) {
+            bound += fit_squares(f, x + b + i, f->size, &step);
+            step_most = fmax(step_most, step);
+        }
+        for (int i = 0; i < block; i++) {
+            max = fmax(max, fabs((double)x[b + i]));
+            squares += ((double)back[b + i] - x[b + i]) * ((double)back[b + i] - x[b + i]);
+        }
+        /* Each weight may be off by more, as scales are rounded: to f16, of which the last bit may be as much as 2^-24, and to half a whole
+         * number. A fitted step may be a third larger than one that just fits, and minimums are rounded as scales are. */
+        double rounding = (most + 1) * (0x1p-11 * step_most * 4 / 3 + 0x1p-25) + 0x1p-11 * max;
+        if (f->scale_most) rounding = rounding * f->scale_most + (most * step_most * 4 / 3 + max) / 2 / f->scale_most;
+        bound = sqrt(bound) + sqrt(block) * rounding;
+        if (!(sqrt(squares) <= bound)) fail("weights from %lld on are off by %.4g, not %.4g", (long long)b, sqrt(squares), bound);
+    }
+}
 
 static void round_trip_check(const struct quant *type, const float *x, int64_t n) {
     static char w[1 << 16];
     static float back[1 << 12];
-    double bits = 8.0 * (double)type->bytes / type->block;
-    struct precision p = {type, 0, 1 / (exp2(floor(bits) - 1) - 1), 256 * 0x1p-24};
-    for (size_t i = 0; i < countof(precisions); i++)
-        if (precisions[i].type == type) p = precisions[i];
+    int known = 0;
     type->quantize(x, n, w);
     quant_dequantize(type, w, n, back);
-    for (int64_t i = 0; i < n; i++) {
-        float extreme = 0;
-        for (int64_t j = i / type->block * type->block; j < i / type->block * type->block + type->block; j++)
-            if (fabsf(x[j]) > fabsf(extreme)) extreme = x[j];
-        double slack = type->block > 1 ? 4 * FLT_EPSILON : 0;                /* roundings of the division */
-        double bound = p.of_x * fabs((double)x[i]) + (p.of_max + slack) * fabsf(extreme) + p.absolute;
-        if (type == &quant_q4_0 && x[i] / extreme < -7.5f / 8) bound += fabsf(extreme) / 16;     /* +8 does not exist */
-        if (!(fabs((double)back[i] - x[i]) <= bound))
-            fail("%.9g of a block up to %.9g came back as %.9g, not within %.3g", x[i], extreme, back[i], bound);
-    }
+    for (size_t i = 0; i < countof(precisions); i++)
+        if (precisions[i].type == type) known = 1, precision_check(&precisions[i], x, back, n);
+    for (size_t i = 0; i < countof(fits); i++)
+        if (fits[i].type == type) known = 1, fit_check(&fits[i], x, back, n);
+    if (!known) fail("check.c: neither precisions[] nor fits[] has a row for %s", type->name);
 }
 
 static void round_trips(void) {
