@@ -5,6 +5,7 @@ Random ids, logits of the last token only for a prompt, one token per call for d
 
 from __future__ import annotations
 
+import base64
 import ctypes
 import random
 import sys
@@ -133,6 +134,22 @@ class Peer:
         tokens = (llama.llama_token * len(ids))(*ids)  # the batch only points to it
         self._decode(llama.llama_batch_get_one(tokens, len(ids)))
         return llama.llama_get_logits_ith(self._context, -1)[: self._n_vocab]
+
+    def every(self, ids: list[int]) -> str:
+        """The logits after every one of ids, float32 [len(ids), n_vocab] in base64."""
+        llama.llama_memory_clear(self._cache, False)
+        self._depth = -1
+        batch = llama.llama_batch_init(len(ids), 0, 1)
+        batch.n_tokens = len(ids)
+        for i, id in enumerate(ids):
+            batch.token[i], batch.pos[i], batch.n_seq_id[i], batch.seq_id[i][0], batch.logits[i] = id, i, 1, 0, 1
+        self._decode(batch)
+        rows = (
+            bytes(array("f", llama.llama_get_logits_ith(self._context, i)[: self._n_vocab])) for i in range(len(ids))
+        )
+        answer = base64.b64encode(b"".join(rows)).decode()
+        llama.llama_batch_free(batch)
+        return answer
 
     def memory(self) -> dict[str, int]:
         return worker.memory()

@@ -7,6 +7,7 @@ from html import escape
 from statistics import median
 from typing import Any
 
+import exactness
 import own
 from machine import THREADS, interval, limits_text, spread
 from race import KINDS, PROMPT, WORKS, Work, share
@@ -138,7 +139,8 @@ def write_results(store: dict[str, Any]) -> str:
     """The whole page."""
     items = store["items"]
     sections = [write_race(items)] if by_work(items) else []
-    for name, (_, write) in own.PARTS.items():
+    parts = {exactness.NAME: exactness.write} | {name: write for name, (_, write) in own.PARTS.items()}
+    for name, write in parts.items():
         if name in items:
             sections.append(write(items[name]["found"]))
     return f"""# Speeds

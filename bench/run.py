@@ -14,10 +14,12 @@ import json
 import os
 import re
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
+import exactness
 import own
 import report
 from machine import BUILD, ROOT, describe, limits, limits_text
@@ -70,22 +72,29 @@ def main() -> int:
         return 0
     works = [work for work in WORKS if re.search(o.only, work.name)]
     parts = [name for name in own.PARTS if re.search(o.only, name) and not (o.quick and name == "conversion")]
-    if o.list or not works + parts:
-        print("\n".join([work.name for work in works] + parts) or f"nothing is called {o.only!r}: see --list")
+    exact = re.search(o.only, exactness.NAME) and not o.quick
+    if o.list or not (works or parts or exact):
+        print(
+            "\n".join([work.name for work in works] + [exactness.NAME] * bool(exact) + parts)
+            or f"nothing is called {o.only!r}: see --list"
+        )
         return not o.list
 
     n_rounds = o.rounds or (2 if o.quick else 5)
     BUILD.mkdir(parents=True, exist_ok=True)
     failed = 0
     try:
-        peer = (o.peer or peer_python()) if works else None
+        peer = (o.peer or peer_python()) if works or exact else None
     except Missing as error:
         print(f"bench: {error}", file=sys.stderr)
-        works, failed = [], 1
+        works, exact, failed = [], None, 1
     store = Store(kept, n_rounds)
     try:
         if works:
             race(works, peer, n_rounds, o.quick, store.keep)
+        if exact:
+            with tempfile.TemporaryDirectory() as folder:
+                store.keep(exactness.NAME, {"found": exactness.measure(Path(folder), peer)})
     except WorkerError as error:
         print(f"bench: {error}", file=sys.stderr)
         failed = 1
