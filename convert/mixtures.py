@@ -104,6 +104,7 @@ MIXTURES = {
 }
 ALIASES = {"q3_k": "q3_k_m", "q4_k": "q4_k_m", "q5_k": "q5_k_m"}
 
+LAYER = re.compile(r"blk\.(\d+)\.(\w+)\.weight")
 SAME = {"attn_qkv": "attn_v"}  # queries, keys and values in one matrix are treated as the values
 
 # For rows that are no multiple of a type's 256 weights; where they are none of 32 either, f16.
@@ -127,25 +128,27 @@ def find(type: str) -> str:
 
 class Choice(NamedTuple):
     type: str
-    wanted: str  # the type that it stands in for, or itself
+    wanted: str  # what it stands in for because rows are too narrow; else the same
 
 
 def choose(shapes: Mapping[str, tuple[int, ...]], type: str) -> dict[str, Choice]:
     """The type of each tensor of a model, given their shapes ([rows, width]) by their names in GGUF."""
     mixture = MIXTURES[find(type)]
+    layers = 1 + max((int(found[1]) for name in shapes if (found := LAYER.match(name))), default=-1)
     head = "output.weight" if "output.weight" in shapes else "token_embd.weight"
-    layers = 1 + max((int(name.split(".")[1]) for name in shapes if re.match(r"blk\.\d+\.", name)), default=-1)
 
     def wanted(name: str) -> str:
-        if name == head:
-            best = mixture.head or mixture.base
-            return NARROWER[best] if best in NARROWER and shapes[name][-1] % types()[best].block else best
-        found = re.fullmatch(r"blk\.(\d+)\.(\w+)\.weight", name)
-        rule = mixture.parts.get(SAME.get(found[2], found[2])) if found else None
-        place = Place(int(found[1]), layers, heads_sharing(shapes, found[1])) if found else None
-        return (rule(place) if rule and place else None) or mixture.base
+        found = LAYER.fullmatch(name)
+        if name == head and mixture.head:
+            return mixture.head
+        if found and (rule := mixture.parts.get(SAME.get(found[2], found[2]))):
+            return rule(Place(int(found[1]), layers, heads_sharing(shapes, found[1]))) or mixture.base
+        return mixture.base
 
-    return {name: fit(name, shape, wanted(name)) for name, shape in shapes.items()}
+    choices = {name: fit(name, shape, wanted(name)) for name, shape in shapes.items()}
+    if head in choices and choices[head].type == "q8_0":
+        choices[head] = Choice("q8_0", "q8_0")  # instead of q6_k: even better, so nothing that is to be reported
+    return choices
 
 
 def fit(name: str, shape: tuple[int, ...], wanted: str) -> Choice:

@@ -38,14 +38,15 @@ def plan_types(checkpoint: Checkpoint, type: str) -> tuple[dict[str, Type], list
     known = types()
     shapes = {name: tensor.shape for name, tensor in checkpoint.tensors.items()}
     choices = mixtures.choose(shapes, type)
-    widths: dict[mixtures.Choice, list[int]] = {}
+    misfits: dict[tuple[str, str], list[int]] = {}
     for name, choice in choices.items():
         if choice.type != choice.wanted:
-            widths.setdefault(choice, []).append(shapes[name][-1])
+            needs = "32" if choice.type == "f16" else f"{choice.wanted}'s {known[choice.wanted].block}"
+            misfits.setdefault((choice.type, needs), []).append(shapes[name][-1])
     notes = [
-        f"{len(found)} matri{'ces are' if len(found) > 1 else 'x is'} {choice.type} instead: rows of "
-        f"{', '.join(map(str, sorted(set(found))))} are no multiple of {choice.wanted}'s {known[choice.wanted].block}."
-        for choice, found in widths.items()
+        f"{len(widths)} matri{'ces are' if len(widths) > 1 else 'x is'} {type} instead: rows of "
+        f"{', '.join(map(str, sorted(set(widths))))} are no multiple of {needs}."
+        for (type, needs), widths in misfits.items()
     ]
     return {name: known[choice.type] for name, choice in choices.items()}, notes
 

@@ -309,11 +309,12 @@ def setting(name: str, number: Callable[[str], Any]) -> Callable[[str], Any]:
 
 
 def type_name(text: str) -> str:
-    """A type of weights that the core knows."""
-    from pygpt._lib import BadArgument, find_type
+    """A type of weights, or a mixture of types."""
+    from pygpt._lib import BadArgument
+    from pygpt.convert.mixtures import find
 
     try:
-        return find_type(text).name
+        return find(text)
     except BadArgument as error:
         raise argparse.ArgumentTypeError(str(error)) from None
 
@@ -324,10 +325,13 @@ def nonempty(text: str) -> str:
     return text
 
 
+TYPES = "f32, f16, bf16, q8_0, q6_k, q5_k_m, q4_k_m, q4_0 or another of those in docs/format.md"
+
+
 def arguments_convert(p: argparse.ArgumentParser) -> None:
     p.add_argument("source", metavar="SRC", help="a checkpoint: a file or a folder")
     p.add_argument("-o", "--output", metavar="OUT.gguf", help="default: beside the input")
-    p.add_argument("--type", type=type_name, default="q8_0", help="f32, f16, bf16, q8_0 (default) or q4_0")
+    p.add_argument("--type", type=type_name, default="q8_0", help=TYPES + "; default q8_0")
     p.add_argument("--meta", metavar="META.pkl", help="the vocabulary that nanoGPT's data preparation wrote")
     p.add_argument("--text", metavar="INPUT.txt", help="the training text, to rebuild a character vocabulary from")
     p.add_argument("--gelu", choices=["erf", "tanh"], help="the GELU that the model was trained with")
@@ -382,7 +386,7 @@ def arguments_perplexity(p: argparse.ArgumentParser) -> None:
 def arguments_quantize(p: argparse.ArgumentParser) -> None:
     p.add_argument("source", metavar="IN.gguf")
     p.add_argument("output", metavar="OUT.gguf")
-    p.add_argument("--type", type=type_name, required=True, help="f32, f16, bf16, q8_0 or q4_0")
+    p.add_argument("--type", type=type_name, required=True, help=TYPES)
 
 
 COMMANDS: dict[str, tuple[Callable, Callable, str]] = {

@@ -39,6 +39,9 @@ ENDS = frozenset(
     "<end_of_turn> <end_of_utterance> <turn|> <\uff5cend\u2581of\u2581sentence\uff5c>".split()
 )
 
+# What sentencepiece begins its vocabularies with, for files that do not name these tokens: (id, kind).
+USUAL_IDS = {"unknown": (0, UNKNOWN), "bos": (1, CONTROL), "eos": (2, CONTROL)}
+
 
 class Tokenizer:
     """What a model file knows about text. Make one with Tokenizer.from_file; the kinds are subclasses.
@@ -73,8 +76,21 @@ class Tokenizer:
             raise Unsupported(f"the file's tokenizer is of the kind {model!r}; known are {', '.join(KINDS)}")
         return KINDS[model](keys)
 
-    def __init__(self, keys: Mapping[str, Any]) -> None:
-        pass
+    def __init__(self, keys: Mapping[str, Any], add_bos: bool = False) -> None:
+        """add_bos: whether texts begin with the start token where the file does not say. n_vocab is set already."""
+        if self.n_vocab:
+            self.bos, self.eos = self._special_id(keys, "bos"), self._special_id(keys, "eos")
+            self.add_bos = self._adds(keys, "bos", self.bos, add_bos)
+            self.add_eos = self._adds(keys, "eos", self.eos, False)
+
+    def _special_id(self, keys: Mapping[str, Any], name: str) -> int | None:
+        return token_id(keys, f"tokenizer.ggml.{name}_token_id", self.n_vocab)
+
+    def _adds(self, keys: Mapping[str, Any], name: str, id: int | None, default: bool) -> bool:
+        wanted = flag(keys, f"tokenizer.ggml.add_{name}_token", default and id is not None)
+        if wanted and id is None:
+            raise wrong(f"tokenizer.ggml.{name}_token_id", f"an id, because add_{name}_token is true", None)
+        return wanted
 
     def encode(
         self, text: str, add_special: bool = True, unknown: str = "error", parse_special: bool = False
@@ -139,6 +155,7 @@ class CharacterTokenizer(Tokenizer):
         self._ids = {text: id for id, text in enumerate(self.characters) if text}
         if len(self._ids) < sum(map(bool, self.characters)):
             raise BadFormat("pygpt.tokenizer.characters: expected each character once, found one twice; convert again")
+        super().__init__(keys)
 
     def token_bytes(self, id: int) -> bytes:
         return self.characters[self._checked(id)].encode("utf-8", "replace")
@@ -162,32 +179,14 @@ class CharacterTokenizer(Tokenizer):
 class PieceTokenizer(Tokenizer):
     """What the kinds share whose tokens are pieces of text: control tokens and others that stand for what they are."""
 
-    default_ids: ClassVar[dict[str, tuple[int, int]]] = {}  # special tokens that files need not name: (id, kind)
-    default_add_bos = False
-
-    def __init__(self, keys: Mapping[str, Any]) -> None:
+    def __init__(self, keys: Mapping[str, Any], add_bos: bool) -> None:
         self._vocabulary = Vocabulary(keys)
         self.n_vocab = len(self._vocabulary)
-        self.bos, self.eos = self._special_id(keys, "bos"), self._special_id(keys, "eos")
+        super().__init__(keys, add_bos)
         self._ends = [self.eos, self._special_id(keys, "eot"), self._special_id(keys, "eom")]
-        self.add_bos = self._adds(keys, "bos", self.bos, self.default_add_bos)
-        self.add_eos = self._adds(keys, "eos", self.eos, False)
         self._normalizer = keys.get("pygpt.tokenizer.normalizer")
         if self._normalizer not in (None, "NFC"):
             raise Unsupported(f"the file's tokenizer normalizes text by {self._normalizer!r}; known is 'NFC'")
-
-    def _special_id(self, keys: Mapping[str, Any], name: str) -> int | None:
-        found = token_id(keys, f"tokenizer.ggml.{name}_token_id", self.n_vocab)
-        if found is None and name in self.default_ids:
-            id, kind = self.default_ids[name]
-            return id if self._vocabulary.kinds[id : id + 1] == bytes([kind]) else None
-        return found
-
-    def _adds(self, keys: Mapping[str, Any], name: str, id: int | None, default: bool) -> bool:
-        wanted = flag(keys, f"tokenizer.ggml.add_{name}_token", default and id is not None)
-        if wanted and id is None:
-            raise wrong(f"tokenizer.ggml.{name}_token_id", f"an id, because add_{name}_token is true", None)
-        return wanted
 
     def _is_text(self, id: int) -> bool:
         """Is the token spelled in its kind's way? Others stand for what is written in the file."""
@@ -248,8 +247,7 @@ class BPETokenizer(PieceTokenizer):
 
     def __init__(self, keys: Mapping[str, Any]) -> None:
         rule = _split_rule(keys)
-        self.default_add_bos = rule.add_bos
-        super().__init__(keys)
+        super().__init__(keys, rule.add_bos)
         merges = strings(keys, "tokenizer.ggml.merges")
         self._encoder = BytePairs(self._vocabulary, merges, rule.patterns, rule.whole_words)
 
@@ -276,18 +274,19 @@ class SentencePieceTokenizer(PieceTokenizer):
     """sentencepiece's byte-pair encoding, as in Llama 2 and llama2.c: a space is put before texts."""
 
     kind = "sentencepiece"
-    default_ids: ClassVar[dict[str, tuple[int, int]]] = {
-        "unknown": (0, UNKNOWN),
-        "bos": (1, CONTROL),
-        "eos": (2, CONTROL),
-    }
-    default_add_bos = True
 
     def __init__(self, keys: Mapping[str, Any]) -> None:
-        super().__init__(keys)
+        super().__init__(keys, add_bos=True)
         self._add_prefix = flag(keys, "tokenizer.ggml.add_space_prefix", True)
         unknown = self._special_id(keys, "unknown")
         self._encoder = SentencePieces(self._vocabulary, scores(keys, self.n_vocab), unknown)
+
+    def _special_id(self, keys: Mapping[str, Any], name: str) -> int | None:
+        found = super()._special_id(keys, name)
+        if found is None and name in USUAL_IDS:
+            id, kind = USUAL_IDS[name]
+            return id if self._vocabulary.kinds[id : id + 1] == bytes([kind]) else None
+        return found
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ids, without the space that encode puts before a text and behind special tokens."""

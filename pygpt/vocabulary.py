@@ -60,7 +60,10 @@ class Vocabulary:
     @cached_property
     def _first(self) -> dict[bytes, int]:
         """The first tokens, which are the common ones, and others that were found."""
-        return self.tokens.places(0, FIRST)
+        first = self.tokens.places(0, FIRST)
+        if len(first) < min(FIRST, len(self.tokens)):
+            _check_twice(self.tokens)
+        return first
 
     def of_kind(self, *kinds: int) -> list[int]:
         """The ids of all tokens of these kinds."""

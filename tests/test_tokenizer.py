@@ -65,12 +65,16 @@ def test_start_and_stop_tokens_of_real_vocabularies():
     assert qwen2.decode(qwen2.encode(chat)) == chat == qwen2.decode(qwen2.encode(chat, parse_special=True))
 
 
-def test_a_short_prompt_is_encoded_without_a_dict_of_the_vocabulary():
-    tokenizer = pygpt.Tokenizer.from_file(shared("vocab/llama-bpe.gguf"))
-    assert len(tokenizer.encode("The quick brown fox jumps over the lazy dog.")) == 11
-    assert "ids" not in tokenizer._vocabulary.__dict__
-    few = tokenizer.encode("internationalizations")
-    assert "ids" in tokenizer._vocabulary.__dict__ and tokenizer.decode(few[1:]) == "internationalizations"
+@pytest.mark.parametrize("name", ["gpt-2", "llama-bpe", "qwen2"])
+def test_a_short_prompt_is_encoded_without_dicts_of_the_whole_vocabulary(name):
+    tokenizer = pygpt.Tokenizer.from_file(shared(f"vocab/{name}.gguf"))
+    prompt = "The quick brown fox jumps over the lazy dog."
+    first = tokenizer.encode(prompt)
+    assert "ids" not in tokenizer._vocabulary.__dict__ and tokenizer._encoder._ranks[0] <= 1 << 16
+    tokenizer.encode(" ".join(shared(f"vocab/{name}.inp").read_text().split()))
+    assert "ids" in tokenizer._vocabulary.__dict__ and tokenizer.encode(prompt) == first
+    tokenizer._encoder._words.clear()
+    assert tokenizer.encode(prompt) == first
 
 
 # ---- characters
@@ -103,6 +107,14 @@ def test_characters_beyond_the_basic_plane_have_ids():
 def test_an_empty_prompt_starts_from_a_newline_or_the_first_character():
     assert Tokenizer.from_keys(character_keys("ab\n")).start_ids() == [2]
     assert Tokenizer.from_keys(character_keys("ab")).start_ids() == [0]
+
+
+def test_a_character_may_end_texts():
+    keys = character_keys("ab.") | {"tokenizer.ggml.eos_token_id": 2, "tokenizer.ggml.add_eos_token": True}
+    tokenizer = Tokenizer.from_keys(keys)
+    assert tokenizer.stop_ids() == [2] and tokenizer.encode("ab") == [0, 1, 2]
+    with pytest.raises(BadFormat, match="eos_token_id: expected an id below 3, .* found 3"):
+        Tokenizer.from_keys(keys | {"tokenizer.ggml.eos_token_id": 3})
 
 
 def test_ids_without_text_are_banned():
@@ -377,12 +389,32 @@ def test_a_start_token_that_is_wanted_must_be_there():
 
 
 @pytest.mark.parametrize(
-    "keys, twice", [(bpe_keys(["he"]), (256, 257)), (llama_keys([("ab", 0.0, NORMAL)]), (262, 263))]
+    "keys, named",
+    [(bpe_keys(["he"]), "'he' as 256 and as 257"), (llama_keys([("ab", 0.0, NORMAL)]), "'ab' as 262 and as 263")],
+    ids=["bpe", "llama"],
 )
-def test_a_token_that_occurs_twice_is_named(keys, twice):
+def test_a_token_that_occurs_twice_is_named(keys, named):
     tokenizer = Tokenizer.from_keys(keys)
-    with pytest.raises(BadFormat, match=f"each token once, found '(he|ab)' as {twice[0]} and as {twice[1]}"):
+    with pytest.raises(BadFormat, match=f"expected each token once, found {named}"):
         tokenizer.encode("some text")
+
+
+def test_tokens_without_text_may_be_several():
+    tokenizer = Tokenizer.from_keys(bpe_keys(["", ""]))
+    assert tokenizer.encode("he") == [256] and tokenizer.decode([257, 256, 258]) == "he"
+
+
+def test_a_space_before_texts_needs_a_token():
+    keys = llama_keys(byte_fallback=False)
+    keys["tokenizer.ggml.token_type"][0] = CONTROL
+    keys["tokenizer.ggml.tokens"][3] = "c"
+    for unknown in ("error", "skip"):
+        with pytest.raises(BadFormat, match="add_space_prefix: expected false"):
+            Tokenizer.from_keys(keys).encode("ab", unknown=unknown)
+    tokenizer = Tokenizer.from_keys(keys | {"tokenizer.ggml.add_space_prefix": False})
+    assert tokenizer.encode("a b", add_special=False, unknown="skip") == [6]
+    with pytest.raises(BadArgument, match="' ' .*character 1"):
+        tokenizer.encode("a b")
 
 
 @pytest.mark.parametrize("merges", [None, "h e", [], [["h", "e"]]])

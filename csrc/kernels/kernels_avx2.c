@@ -21,43 +21,60 @@ TARGET static inline __m256i dot4(__m256i sum, __m256i w, __m256i a) {
 
 /* ---- activations ---- */
 
-TARGET static inline float max8(__m256i v) {
-    __m128i half = _mm_max_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
-    half = _mm_max_epi32(half, _mm_shuffle_epi32(half, 0x4e));
-    return _mm_cvtss_f32(_mm_castsi128_ps(_mm_max_epi32(half, _mm_shuffle_epi32(half, 0xb1))));
+enum { QUANTIZED = 4 };                  /* blocks at once: their divisions are one */
+
+/* The largest magnitude of each of four blocks, as integers, in whose order NaN stands above all numbers. */
+TARGET static inline __m128 largest(const float *x) {
+    __m256i max[QUANTIZED];
+    for (int b = 0; b < QUANTIZED; b++) {
+        max[b] = _mm256_setzero_si256();
+        for (int i = 0; i < 4; i++)
+            max[b] = _mm256_max_epi32(max[b], _mm256_and_si256(load_32(x + 32 * b + 8 * i), _mm256_set1_epi32(0x7fffffff)));
+    }
+    __m256i a = _mm256_max_epi32(_mm256_unpacklo_epi32(max[0], max[1]), _mm256_unpackhi_epi32(max[0], max[1]));
+    __m256i b = _mm256_max_epi32(_mm256_unpacklo_epi32(max[2], max[3]), _mm256_unpackhi_epi32(max[2], max[3]));
+    __m256i both = _mm256_max_epi32(_mm256_unpacklo_epi64(a, b), _mm256_unpackhi_epi64(a, b));
+    return _mm_castsi128_ps(_mm_max_epi32(_mm256_castsi256_si128(both), _mm256_extracti128_si256(both, 1)));
 }
 
-/* One block of 32: q, its sum and that of its first half. Numbers that fit no int8 (they come of NaN and infinity) are cut to
- * their low byte, as in scalar C. */
-TARGET static inline void quantize_block(const float *x, float scale, int8_t *q, int32_t *total, int32_t *first_half) {
+/* Numbers that fit no int8 (they come of NaN and infinity) are cut to their low byte, as in scalar C. */
+TARGET static inline __m256i quantize_block(const float *x, __m256 scale) {
     __m256i part[4];
-    for (int i = 0; i < 4; i++) {
-        __m256 scaled = _mm256_mul_ps(_mm256_loadu_ps(x + 8 * i), _mm256_set1_ps(scale));
-        part[i] = _mm256_and_si256(_mm256_cvtps_epi32(scaled), _mm256_set1_epi32(255));
-    }
+    for (int i = 0; i < 4; i++)
+        part[i] = _mm256_and_si256(_mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x + 8 * i), scale)), _mm256_set1_epi32(255));
     __m256i bytes = _mm256_packus_epi16(_mm256_packus_epi32(part[0], part[1]), _mm256_packus_epi32(part[2], part[3]));
-    bytes = _mm256_permutevar8x32_epi32(bytes, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));    /* packing works in halves */
-    _mm256_store_si256((__m256i *)q, bytes);
-    __m256i sum = _mm256_madd_epi16(_mm256_maddubs_epi16(_mm256_set1_epi8(1), bytes), _mm256_set1_epi16(1));
-    sum = _mm256_add_epi32(sum, _mm256_shuffle_epi32(sum, 0x4e));
-    sum = _mm256_add_epi32(sum, _mm256_shuffle_epi32(sum, 0xb1));
-    *first_half = _mm256_extract_epi32(sum, 0);
-    *total = *first_half + _mm256_extract_epi32(sum, 4);
+    return _mm256_permutevar8x32_epi32(bytes, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));     /* packing works in halves */
+}
+
+/* Four blocks: their q, d, sum and half. */
+TARGET static inline void quantize(const float *x, int8_t *q, float *d, int32_t *sum, int32_t *half) {
+    __m256i sums[QUANTIZED];
+    __m128 max = largest(x), enough = _mm_cmpge_ps(max, _mm_set1_ps(0x1p-119f));
+    float scale[QUANTIZED];
+    _mm_storeu_ps(d, _mm_div_ps(max, _mm_set1_ps(127)));
+    _mm_storeu_ps(scale, _mm_and_ps(enough, _mm_div_ps(_mm_set1_ps(127), max)));
+    for (int b = 0; b < QUANTIZED; b++) {
+        __m256i bytes = quantize_block(x + 32 * b, _mm256_set1_ps(scale[b]));
+        _mm256_storeu_si256((__m256i *)(q + 32 * b), bytes);
+        sums[b] = _mm256_madd_epi16(_mm256_maddubs_epi16(_mm256_set1_epi8(1), bytes), _mm256_set1_epi16(1));
+    }
+    __m256i halves = sum_quarters(sums);
+    _mm_storeu_si128((__m128i *)half, _mm256_castsi256_si128(halves));
+    _mm_storeu_si128((__m128i *)sum, _mm_add_epi32(_mm256_castsi256_si128(halves), _mm256_extracti128_si256(halves, 1)));
 }
 
 TARGET static void act_q8_avx2(const float *x, int64_t n, void *act) {
     int8_t *q = act;
     float *d = (float *)(q + act_q8_d(n));
     int32_t *sum = (int32_t *)(q + act_q8_sum(n)), *half = (int32_t *)(q + act_q8_half(n));
-    const __m256i magnitude = _mm256_set1_epi32(0x7fffffff);
-    for (int64_t b = 0; b < n / 32; b++, x += 32) {
-        __m256i max = _mm256_setzero_si256();
-        for (int i = 0; i < 4; i++)      /* as integers, in whose order NaN stands above all numbers: it makes d NaN */
-            max = _mm256_max_epi32(max, _mm256_and_si256(load_32(x + 8 * i), magnitude));
-        float m = max8(max);
-        d[b] = m / 127.0f;
-        quantize_block(x, m >= 0x1p-119f ? 127.0f / m : 0, q + b * 32, &sum[b], &half[b]);
-    }
+    int64_t b = 0, rest = n / 32 % QUANTIZED;
+    for (; b + QUANTIZED <= n / 32; b += QUANTIZED) quantize(x + 32 * b, q + 32 * b, d + b, sum + b, half + b);
+    if (rest == 0) return;
+    float last[32 * QUANTIZED] = {0};
+    int8_t last_q[32 * QUANTIZED];
+    memcpy(last, x + 32 * b, (size_t)rest * 32 * sizeof *x);
+    quantize(last, last_q, d + b, sum + b, half + b);        /* which have room up to a multiple of 16 */
+    memcpy(q + 32 * b, last_q, (size_t)rest * 32);
 }
 
 /* ---- floats ---- */

@@ -113,10 +113,9 @@ int model_bind(struct gpt_model *m, const struct binding *table, int n, int laye
 
 static int work_init(struct work *w, const struct hparams *h, int n_workers) {
     int64_t n_in = round_up(w->n_in_max, 32), groups = (MODEL_BATCH + ACT_GROUP - 1) / ACT_GROUP;
-    w->p_stride = round_up(h->n_ctx, KV_TILE);
     w->own_q8 = (size_t)round_up(ACT_FEW * w->n_in_max * 4, 128);
     w->own_p = w->own_q8 + (size_t)round_up(ACT_FEW * (int64_t)act_q8_bytes(n_in), 128);
-    w->own_bytes = w->own_p + (size_t)round_up(ATTENTION_MAX * w->p_stride * 4, 128);
+    w->own_bytes = w->own_p + (size_t)round_up(ATTENTION_MAX * (round_up(h->n_ctx, KV_TILE) + KV_TILE) * 4, 128);
     int64_t parts[] = {
         MODEL_BATCH * (int64_t)h->n_embd * 4, MODEL_BATCH * w->n_wide * 4, MODEL_BATCH * w->n_mixed * 4,
         MODEL_BATCH * w->n_in_max * 4, groups * (int64_t)act_group_bytes(n_in), MODEL_BATCH * w->n_rot * 4,

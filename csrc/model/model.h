@@ -61,7 +61,7 @@ struct work {
     char *act;               /* the same quantized, in groups of ACT_GROUP */
     float *turns;            /* (MODEL_BATCH, n_rot) cosines and sines of the rows' positions */
     char *own;               /* (workers, own_bytes) per worker: ACT_FEW private inputs, and the probabilities of attention */
-    int64_t n_wide, n_mixed, n_in_max, n_rot, p_stride;
+    int64_t n_wide, n_mixed, n_in_max, n_rot;
     size_t own_q8, own_p, own_bytes, bytes;      /* own_..: where they are in a worker's own */
     void *pages;
 };

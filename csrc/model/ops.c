@@ -133,7 +133,7 @@ static void attend_patch(const struct worker *w, int layer, const struct heads *
     const struct step *s = w->step;
     const struct hparams *h = &s->model->h;
     struct query queries[ATTENTION_MAX];
-    int n = 0, sequence = s->rows[p->from].sequence;
+    int n = 0, sequence = s->rows[p->from].sequence, last = s->rows[p->to - 1].position;
     for (int t = p->from; t < p->to; t++)
         for (int head = p->first; head < p->last; head++) {
             int end = s->rows[t].position + 1, begin = h->window && end > h->window ? end - h->window : 0;
@@ -143,7 +143,7 @@ static void attend_patch(const struct worker *w, int layer, const struct heads *
     s->model->k.attention(&(struct attention){
         .queries = queries, .n_queries = n, .halves = s->kv->halves,
         .k = kv_keys(s->kv, sequence, layer, p->head_kv), .v = kv_values(s->kv, sequence, layer, p->head_kv),
-        .p = (float *)(own_memory(w) + s->model->work.own_p), .p_stride = (size_t)s->model->work.p_stride,
+        .p = (float *)(own_memory(w) + s->model->work.own_p), .p_stride = (size_t)round_up(last + 1, KV_TILE) + KV_TILE,
         .scale = h->attn_scale, .head_dim = h->head_dim, .v_stride = s->kv->v_stride,
     });
 }
