@@ -17,6 +17,15 @@ TARGET static inline __m256i dot4(__m256i sum, __m256i w, __m256i a) {
     return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
 }
 
+/* Unsigned weights below 64: four products, 4 * 63 * 127, fit into 16 bits as they are. */
+TARGET static inline __m256i dot4_small(__m256i w, __m256i a) {
+    return _mm256_madd_epi16(_mm256_maddubs_epi16(w, a), _mm256_set1_epi16(1));
+}
+TARGET static inline __m256i dot4_smalls(__m256i w, __m256i a, __m256i x, __m256i b) {
+    __m256i pairs = _mm256_add_epi16(_mm256_maddubs_epi16(w, a), _mm256_maddubs_epi16(x, b));
+    return _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+}
+
 #include "kernels/panels8.inc"
 
 /* ---- activations ---- */
@@ -101,7 +110,7 @@ TARGET static inline part part_bf16(const char *p) {
 
 /* ---- attention ---- */
 
-enum { TOGETHER = 6, SUMS = 10 };
+enum { TOGETHER = 6, SUMS = 10 };        /* six have twelve sums, but in turn */
 
 TARGET static inline part part_set1(float f) { return _mm256_set1_ps(f); }
 TARGET static inline part part_max(part a, part b) { return _mm256_max_ps(a, b); }

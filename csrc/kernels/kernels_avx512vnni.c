@@ -1,5 +1,5 @@
-/* AVX-512 with VNNI: Cascade Lake, Ice Lake, Zen 4. Matrices in 512 bits, but for one or two tokens. What is not matrices stays with avx2: a
- * Zen 4 does two operations of 256 bits in the time of one of 512. */
+/* AVX-512 with VNNI: Cascade Lake, Ice Lake, Zen 4. Matrices in 512 bits, but for one or two tokens. A Zen 4 does two operations of 256 bits
+ * in the time of one of 512, but half as many of them wait for each other: gelu and silu are 1.7 times as fast as avx2's. */
 #if defined(__x86_64__)
 #include <immintrin.h>
 
@@ -14,6 +14,7 @@ enum { Q8_ZERO = 128 };                  /* VPDPBUSD's weights are unsigned */
 TARGET static inline __m256i dot4(__m256i sum, __m256i w, __m256i a) { return _mm256_dpbusd_epi32(sum, w, a); }
 
 #include "kernels/few.inc"
+#include "kernels/few512.inc"
 
 /* ---- more tokens: panels of sixteen rows ---- */
 
@@ -117,11 +118,14 @@ TARGET static inline part part_bf16(const char *p) {
 }
 
 #include "kernels/floats.inc"
+
+/* ---- norms and activations ---- */
+
 #include "kernels/lanes.inc"
 
 /* ---- attention ---- */
 
-enum { TOGETHER = 6, SUMS = 24 };
+enum { TOGETHER = 4, SUMS = 16 };        /* six together: 8 % slower on a Zen 4 */
 
 TARGET static inline part part_set1(float f) { return _mm512_set1_ps(f); }
 TARGET static inline part part_max(part a, part b) { return _mm512_max_ps(a, b); }

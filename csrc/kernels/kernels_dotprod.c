@@ -30,7 +30,7 @@ TARGET static void halves_dotprod(const float *x, int64_t n, uint16_t *h) {
 
 /* ---- attention ---- */
 
-enum { TOGETHER = 6, SUMS = 20, PARTS = 4 };
+enum { TOGETHER = 4, SUMS = 16, PARTS = 4 };
 typedef float32x4_t part;
 
 TARGET static inline part part_zero(void) { return vdupq_n_f32(0); }
@@ -46,9 +46,7 @@ TARGET static inline float part_total(const part *sum) {
 
 #include "kernels/attention.inc"
 
-/* ---- q8_0 and q4_0: neon.inc; many tokens by SDOT with a lane, four rows times four weights of one token ---- */
-
-enum { TOKENS = 8, MANY = 3 };
+/* ---- quantized weights: neon.inc; many tokens by SDOT with a lane, four rows times four weights of one token ---- */
 
 #include "kernels/neon.inc"
 
@@ -64,54 +62,47 @@ TARGET static inline void transpose(const int8x16_t *v, int8x16_t *out) {
     out[3] = vreinterpretq_s8_s64(vtrn2q_s64(ab_odd, cd_odd));
 }
 
-/* q[k] = weights 4k .. 4k + 3 of the four rows */
-TARGET static inline void panel_pack(const struct block4 *b, struct panel *p) {
-    transpose(b->low, p->q);
-    transpose(b->high, p->q + 4);
-    p->d = b->d;
+/* q[2 k + j] = weights 4 k .. 4 k + 3 of rows 4 j .. 4 j + 3 */
+TARGET static inline void panel_pack(const int8x16_t *row, int j, int8_t (*q)[16]) {
+    int8x16_t out[4];
+    transpose(row, out);
+    for (int k = 0; k < 4; k++) vst1q_s8(q[2 * k + j], out[k]);
 }
 
-/* n is a constant where this is inlined, so that s and total are registers. */
+/* Register 2 i + j of a tile is rows 4 j .. 4 j + 3 of token i, as it is stored. */
 TARGET static inline __attribute__((always_inline)) void
-tile_n(const struct matmul *m, const struct panel *p, int64_t begin, int64_t end, int r, int n_rows, int t, const int n) {
-    float *y = m->y + (size_t)t * m->y_stride + r;
-    const int8_t *q = act_q(m, t) + begin * 32;
-    const char *d = (const char *)(act_d(m, t) + begin);
-    float32x4_t total[TOKENS];
-    for (int i = 0; i < n; i++) total[i] = begin ? load_rows(y + (size_t)i * m->y_stride, n_rows) : vdupq_n_f32(0);
-    for (int64_t b = begin; b < end; b++, p++, q += 32, d += sizeof(float)) {
-        int32x4_t s[TOKENS];
-        for (int i = 0; i < n; i++) s[i] = vdupq_n_s32(0);
-        for (int half = 0; half < 2; half++) {
-            const int8x16_t *w = p->q + 4 * half;
-            int8x16_t a[TOKENS];
-            for (int i = 0; i < n; i++) a[i] = vld1q_s8(q + (size_t)i * m->a_stride + 16 * half);
-            for (int i = 0; i < n; i++) s[i] = vdotq_laneq_s32(s[i], w[0], a[i], 0);
-            for (int i = 0; i < n; i++) s[i] = vdotq_laneq_s32(s[i], w[1], a[i], 1);
-            for (int i = 0; i < n; i++) s[i] = vdotq_laneq_s32(s[i], w[2], a[i], 2);
-            for (int i = 0; i < n; i++) s[i] = vdotq_laneq_s32(s[i], w[3], a[i], 3);
-        }
-        for (int i = 0; i < n; i++) {
-            float d_a = *(const float *)(d + (size_t)i * m->a_stride);
-            total[i] = vfmaq_f32(total[i], vcvtq_f32_s32(s[i]), vmulq_n_f32(p->d, d_a));
+panel_dot(const int8_t (*q)[16], const int8_t (*a)[ACT_GROUP][4], const int n, int32x4_t *c) {
+    for (int k = 0; k < 4; k++) {
+        int8x16_t first = vld1q_s8(a[k][0]), last = n > 4 ? vld1q_s8(a[k][2]) : first;
+        for (int j = 0; j < 2; j++) {
+            int8x16_t w = vld1q_s8(q[2 * k + j]);
+            c[j] = vdotq_laneq_s32(c[j], w, first, 0);
+            c[2 + j] = vdotq_laneq_s32(c[2 + j], w, first, 1);
+            if (n > 2) c[4 + j] = vdotq_laneq_s32(c[4 + j], w, first, 2);
+            if (n > 2) c[6 + j] = vdotq_laneq_s32(c[6 + j], w, first, 3);
+            if (n > 4) c[8 + j] = vdotq_laneq_s32(c[8 + j], w, last, 2);
+            if (n > 4) c[10 + j] = vdotq_laneq_s32(c[10 + j], w, last, 3);
         }
     }
-    for (int i = 0; i < n; i++) store_rows(y + (size_t)i * m->y_stride, n_rows, total[i]);
 }
 
-TARGET static inline void panel_tile(const struct matmul *m, const struct panel *p, int64_t begin, int64_t end, int r,
-                                     int n_rows, int t, int n) {
-    if (n == TOKENS) {
-        tile_n(m, p, begin, end, r, n_rows, t, TOKENS);
-        return;
+TARGET static inline float32x4_t panel_numbers(const float *number, const int i) { return vld1q_f32(number + 4 * (i % 2)); }
+
+TARGET static inline __attribute__((always_inline)) float32x4_t times_tokens(float32x4_t x, const struct of_tokens *t, const int i) {
+    switch (i / 2) {
+    case 0: return vmulq_laneq_f32(x, t->v[0], 0);
+    case 1: return vmulq_laneq_f32(x, t->v[0], 1);
+    case 2: return vmulq_laneq_f32(x, t->v[0], 2);
+    case 3: return vmulq_laneq_f32(x, t->v[0], 3);
+    case 4: return vmulq_laneq_f32(x, t->v[1], 2);
+    default: return vmulq_laneq_f32(x, t->v[1], 3);
     }
-    int i = 0;
-    for (; i + 3 <= n; i += 3) tile_n(m, p, begin, end, r, n_rows, t + i, 3);
-    for (; i < n; i++) tile_n(m, p, begin, end, r, n_rows, t + i, 1);
 }
 
-TARGET static void matmul_q8_0_dotprod(const struct matmul *m) { matmul_blocks(m, load_q8_0); }
-TARGET static void matmul_q4_0_dotprod(const struct matmul *m) { matmul_blocks(m, load_q4_0); }
+TARGET static inline void tile_from_rows(float32x4_t *f, const int n) { (void)f, (void)n; }
+TARGET static inline void tile_to_rows(float32x4_t *f, const int n) { (void)f, (void)n; }
+
+#include "kernels/neon_types.inc"
 
 /* ---- f32, f16, bf16: sums in 16 lanes, two rows times up to three tokens ---- */
 
@@ -236,8 +227,7 @@ void kernels_init_dotprod(struct kernels *k) {
     k->matmul[quant_f32.id] = matmul_f32_dotprod;
     k->matmul[quant_f16.id] = matmul_f16_dotprod;
     k->matmul[quant_bf16.id] = matmul_bf16_dotprod;
-    k->matmul[quant_q8_0.id] = matmul_q8_0_dotprod;
-    k->matmul[quant_q4_0.id] = matmul_q4_0_dotprod;
+    matmul_init(k);
     k->act_q8 = act_q8_dotprod;
     k->layer_norm = layer_norm_dotprod;
     k->rms_norm = rms_norm_dotprod;

@@ -1,4 +1,4 @@
-/* NEON with SMMLA: Neoverse V1, Apple M2. One instruction multiplies two rows with two tokens over eight weights, so only
+/* NEON with SMMLA: Neoverse V1, Apple M2. One instruction multiplies two tokens with two rows over eight weights, so only
  * products of several tokens change; the rest stays dotprod's. */
 #if defined(__aarch64__) && !(defined(__clang__) && __clang_major__ < 17)      /* older ones refuse TARGET */
 #include <arm_neon.h>
@@ -6,10 +6,11 @@
 #include "kernels/kernels.h"
 
 #define TARGET __attribute__((target("arch=armv8.2-a+dotprod+i8mm")))
-
-enum { TOKENS = 4, MANY = 2 };
+#define ISA(op) op##_i8mm
 
 #include "kernels/neon.inc"
+
+/* ---- panels: register 4 p + k of a tile is | row 2 k | row 2 k + 1 | of token 2 p, then of token 2 p + 1 ---- */
 
 /* | 8 bytes of a | 8 bytes of b | */
 TARGET static inline int8x16_t low_halves(int8x16_t a, int8x16_t b) {
@@ -19,70 +20,75 @@ TARGET static inline int8x16_t high_halves(int8x16_t a, int8x16_t b) {
     return vreinterpretq_s8_s64(vtrn2q_s64(vreinterpretq_s64_s8(a), vreinterpretq_s64_s8(b)));
 }
 
-/* q[4 pair + k] = | weights 8k .. 8k + 7 of row 2 pair | of row 2 pair + 1 | */
-TARGET static inline void panel_pack(const struct block4 *b, struct panel *p) {
-    for (int pair = 0; pair < 2; pair++) {
-        p->q[4 * pair] = low_halves(b->low[2 * pair], b->low[2 * pair + 1]);
-        p->q[4 * pair + 1] = high_halves(b->low[2 * pair], b->low[2 * pair + 1]);
-        p->q[4 * pair + 2] = low_halves(b->high[2 * pair], b->high[2 * pair + 1]);
-        p->q[4 * pair + 3] = high_halves(b->high[2 * pair], b->high[2 * pair + 1]);
+/* q[4 e + k] = | weights 8 e .. 8 e + 7 of row 2 k | of row 2 k + 1 | */
+TARGET static inline void panel_pack(const int8x16_t *row, int j, int8_t (*q)[16]) {
+    for (int k = 0; k < 2; k++) {
+        vst1q_s8(q[2 * j + k], low_halves(row[2 * k], row[2 * k + 1]));
+        vst1q_s8(q[4 + 2 * j + k], high_halves(row[2 * k], row[2 * k + 1]));
     }
-    p->d = b->d;
 }
 
-/* Two tokens, which stand in a and b; total[pair] = | row 0 token a | row 0 token b | row 1 token a | row 1 token b | */
+/* pair[p] = | values 8 e .. 8 e + 7 of token 2 p | of token 2 p + 1 |, of which a[0] has the first four, and a[1] the others */
+TARGET static inline void token_pairs(const int8_t (*a)[ACT_GROUP][4], const int n, int8x16_t *pair) {
+    int32x4_t low = vreinterpretq_s32_s8(vld1q_s8(a[0][0])), high = vreinterpretq_s32_s8(vld1q_s8(a[1][0]));
+    pair[0] = vreinterpretq_s8_s32(vzip1q_s32(low, high));
+    if (n > 2) pair[1] = vreinterpretq_s8_s32(vzip2q_s32(low, high));
+    if (n > 4) pair[2] = vreinterpretq_s8_s32(vzip2q_s32(vreinterpretq_s32_s8(vld1q_s8(a[0][2])), vreinterpretq_s32_s8(vld1q_s8(a[1][2]))));
+}
+
 TARGET static inline __attribute__((always_inline)) void
-multiply_pair(const struct panel *p, const int8_t *a, const int8_t *b, float d_a, float d_b, float32x4_t *total) {
-    int8x16_t a_low = vld1q_s8(a), a_high = vld1q_s8(a + 16), b_low = vld1q_s8(b), b_high = vld1q_s8(b + 16);
-    int8x16_t q[4] = {low_halves(a_low, b_low), high_halves(a_low, b_low),
-                      low_halves(a_high, b_high), high_halves(a_high, b_high)};
-    float32x4_t d = vsetq_lane_f32(d_b, vdupq_n_f32(d_a), 1);
-    d = vreinterpretq_f32_f64(vdupq_laneq_f64(vreinterpretq_f64_f32(d), 0));
-    float32x4_t d_w[2] = {vzip1q_f32(p->d, p->d), vzip2q_f32(p->d, p->d)};
-    for (int pair = 0; pair < 2; pair++) {
-        int32x4_t s = vdupq_n_s32(0);
-        for (int k = 0; k < 4; k++) s = vmmlaq_s32(s, p->q[4 * pair + k], q[k]);
-        total[pair] = vfmaq_f32(total[pair], vcvtq_f32_s32(s), vmulq_f32(d_w[pair], d));
+panel_dot(const int8_t (*q)[16], const int8_t (*a)[ACT_GROUP][4], const int n, int32x4_t *c) {
+    for (int e = 0; e < 2; e++) {
+        int8x16_t pair[TILE / 2];
+        token_pairs(a + 2 * e, n, pair);
+        for (int k = 0; k < 4; k++) {
+            int8x16_t w = vld1q_s8(q[4 * e + k]);
+            for (int p = 0; p < n / 2; p++) c[4 * p + k] = vmmlaq_s32(c[4 * p + k], pair[p], w);
+        }
     }
 }
 
-/* Tokens come in pairs; a missing one repeats the last. pairs is a constant where this is inlined. */
-TARGET static inline __attribute__((always_inline)) void
-tile_pairs(const struct matmul *m, const struct panel *p, int64_t begin, int64_t end, int r, int n_rows, int t, int n,
-           const int pairs) {
-    const int8_t *q[TOKENS];
-    const float *d[TOKENS];
-    float *y[TOKENS];
-    float32x4_t total[TOKENS];
-    for (int i = 0; i < 2 * pairs; i++) {
-        int token = t + (int)i64_min(i, n - 1);
-        q[i] = act_q(m, token) + begin * 32;
-        d[i] = act_d(m, token) + begin;
-        y[i] = m->y + (size_t)token * m->y_stride + r;
-        total[i] = vdupq_n_f32(0);
-    }
-    for (int i = 0; begin && i < 2 * pairs; i += 2) {
-        float32x4_t a = load_rows(y[i], n_rows), b = load_rows(y[i + 1], n_rows);
-        total[i] = vzip1q_f32(a, b);
-        total[i + 1] = vzip2q_f32(a, b);
-    }
-    for (int64_t b = 0; b < end - begin; b++)
-        for (int i = 0; i < 2 * pairs; i += 2)
-            multiply_pair(p + b, q[i] + b * 32, q[i + 1] + b * 32, d[i][b], d[i + 1][b], total + i);
-    for (int i = 0; i < 2 * pairs; i += 2) {
-        store_rows(y[i], n_rows, vuzp1q_f32(total[i], total[i + 1]));
-        store_rows(y[i + 1], n_rows, vuzp2q_f32(total[i], total[i + 1]));
+TARGET static inline float32x4_t panel_numbers(const float *number, const int i) {
+    float32x2_t two = vld1_f32(number + 2 * (i % 4));
+    return vcombine_f32(two, two);
+}
+
+TARGET static inline __attribute__((always_inline)) float32x4_t times_tokens(float32x4_t x, const struct of_tokens *t, const int i) {
+    if (i < 4) return vmulq_f32(x, vzip1q_f32(t->v[0], t->v[0]));
+    if (i < 8) return vmulq_f32(x, vzip2q_f32(t->v[0], t->v[0]));
+    return vmulq_f32(x, vzip2q_f32(t->v[1], t->v[1]));
+}
+
+/* Exchanges the upper half of a with the lower one of b. */
+TARGET static inline void exchange(float32x4_t *a, float32x4_t *b) {
+    float64x2_t x = vreinterpretq_f64_f32(*a), y = vreinterpretq_f64_f32(*b);
+    *a = vreinterpretq_f32_f64(vtrn1q_f64(x, y));
+    *b = vreinterpretq_f32_f64(vtrn2q_f64(x, y));
+}
+
+/* Rows 4 j .. 4 j + 3 of token 2 p stand in registers 4 p + 2 j and 4 p + 2 j + 1: once halves are exchanged, of token 2 p in the
+ * first and of 2 p + 1 in the second; then the two in the middle change places. */
+TARGET static inline __attribute__((always_inline)) void tile_to_rows(float32x4_t *f, const int n) {
+    for (int i = 0; i < 2 * n; i += 4) {
+        exchange(&f[i], &f[i + 1]);
+        exchange(&f[i + 2], &f[i + 3]);
+        float32x4_t middle = f[i + 1];
+        f[i + 1] = f[i + 2];
+        f[i + 2] = middle;
     }
 }
 
-TARGET static inline void panel_tile(const struct matmul *m, const struct panel *p, int64_t begin, int64_t end, int r,
-                                     int n_rows, int t, int n) {
-    if (n > 2) tile_pairs(m, p, begin, end, r, n_rows, t, n, 2);
-    else tile_pairs(m, p, begin, end, r, n_rows, t, n, 1);
+TARGET static inline __attribute__((always_inline)) void tile_from_rows(float32x4_t *f, const int n) {
+    for (int i = 0; i < 2 * n; i += 4) {
+        float32x4_t middle = f[i + 1];
+        f[i + 1] = f[i + 2];
+        f[i + 2] = middle;
+        exchange(&f[i], &f[i + 1]);
+        exchange(&f[i + 2], &f[i + 3]);
+    }
 }
 
-TARGET static void matmul_q8_0_i8mm(const struct matmul *m) { matmul_blocks(m, load_q8_0); }
-TARGET static void matmul_q4_0_i8mm(const struct matmul *m) { matmul_blocks(m, load_q4_0); }
+#include "kernels/neon_types.inc"
 
 TARGET static int64_t mac_peak_i8mm(int64_t n) {         /* eight chains of SMMLA */
     int32x4_t s[8] = {{0}};
@@ -97,8 +103,7 @@ TARGET static int64_t mac_peak_i8mm(int64_t n) {         /* eight chains of SMML
 }
 
 void kernels_init_i8mm(struct kernels *k) {
-    k->matmul[quant_q8_0.id] = matmul_q8_0_i8mm;
-    k->matmul[quant_q4_0.id] = matmul_q4_0_i8mm;
+    matmul_init(k);
     k->mac_peak = mac_peak_i8mm;
 }
 
