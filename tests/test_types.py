@@ -122,7 +122,7 @@ def test_models_compute_with_the_weights_that_the_file_holds(tmp_path, monkeypat
     monkeypatch.setenv("PYGPT_ISA", isa)
     keys = gpt2_keys(32, 256, 2) | character_keys([chr(0x100 + i) for i in range(48)])
     held = {n: there_and_back(w, name) if w.ndim == 2 else w for n, w in tensors.items()}
-    ids = np.random.default_rng(7).integers(0, 48, 30).tolist()
+    ids = np.random.default_rng(7).integers(0, 48, 15).tolist()
     with (
         pygpt.Model(write_gguf(tmp_path / "q.gguf", tensors, keys, name)) as model,
         pygpt.Model(write_gguf(tmp_path / "f.gguf", held, keys)) as twin,
@@ -131,18 +131,18 @@ def test_models_compute_with_the_weights_that_the_file_holds(tmp_path, monkeypat
         with model.session() as session:
             one_by_one = np.stack([session.feed([id]) for id in ids])
     assert np.array_equal(one_by_one, found)
-    assert error(expected, found) < 0.03
+    assert error(expected, found) < 0.02
 
 
 @pytest.mark.parametrize("name", ["q8_0", "q6_k", "q5_k", "q4_k", "q4_0"])
 def test_models_stay_near_their_originals(tmp_path, tensors, name):
     keys = gpt2_keys(32, 256, 2) | character_keys([chr(0x100 + i) for i in range(48)])
-    ids = np.random.default_rng(8).integers(0, 48, 30).tolist()
+    ids = np.random.default_rng(8).integers(0, 48, 15).tolist()
     with (
         pygpt.Model(write_gguf(tmp_path / "f.gguf", tensors, keys)) as original,
         pygpt.Model(write_gguf(tmp_path / "q.gguf", tensors, keys, name)) as model,
     ):
-        assert error(original.logits(ids), model.logits(ids)) < 5 * NORMAL[name] + 0.02
+        assert error(original.logits(ids), model.logits(ids)) < 3 * NORMAL[name] + 0.02
 
 
 # ---- mixtures: expected values are what llama.cpp's llama_model_quantize wrote for models of these shapes
@@ -242,4 +242,7 @@ def test_narrow_rows_are_reported(tmp_path):
     tensors = gpt2_tensors(48, 16, 64, 1, np.random.default_rng(9))
     source = write_gguf(tmp_path / "f.gguf", tensors, gpt2_keys(16, 64, 1) | character_keys("abc"))
     notes = requantize(source, tmp_path / "q.gguf", "q4_k_m").notes
-    assert notes == ["3 matrices are q5_0 instead: rows of 64 are no multiple of q4_k's 256."]
+    assert notes == [
+        "1 matrix is q8_0 instead: rows of 64 are no multiple of q6_k's 256.",
+        "2 matrices are q5_0 instead: rows of 64 are no multiple of q4_k's 256.",
+    ]

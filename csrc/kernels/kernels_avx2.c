@@ -115,6 +115,12 @@ enum { TOGETHER = 6, SUMS = 10 };        /* six have twelve sums, but in turn */
 TARGET static inline part part_set1(float f) { return _mm256_set1_ps(f); }
 TARGET static inline part part_max(part a, part b) { return _mm256_max_ps(a, b); }
 TARGET static inline void part_store(float *p, part a) { _mm256_storeu_ps(p, a); }
+TARGET static inline float part_largest(const part *v) {
+    __m256 eight = _mm256_max_ps(v[0], v[1]);
+    __m128 four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+    __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
+}
 
 #include "kernels/attention.inc"
 

@@ -12,91 +12,37 @@
 
 enum { Q8_ZERO = 128 };                  /* VPDPBUSD's weights are unsigned */
 TARGET static inline __m256i dot4(__m256i sum, __m256i w, __m256i a) { return _mm256_dpbusd_epi32(sum, w, a); }
+TARGET static inline __m256i dot4_small(__m256i w, __m256i a) { return dot4(_mm256_setzero_si256(), w, a); }
+TARGET static inline __m256i dot4_smalls(__m256i w, __m256i a, __m256i x, __m256i b) { return dot4(dot4_small(w, a), x, b); }
 
 #include "kernels/few.inc"
+#include "kernels/few256.inc"
 #include "kernels/few512.inc"
 
 /* ---- more tokens: panels of sixteen rows ---- */
 
-enum { ROWS = 16, TOKENS = 12 };
-typedef __m512i ints;
-typedef __m512 floats;
+#include "kernels/panels16.inc"
 
-TARGET static inline ints ints_set1(int32_t i) { return _mm512_set1_epi32(i); }
-TARGET static inline ints ints_load(const void *p) { return _mm512_loadu_si512(p); }
-TARGET static inline ints ints_dot4(ints sum, ints w, ints a) { return _mm512_dpbusd_epi32(sum, w, a); }
-TARGET static inline floats floats_zero(void) { return _mm512_setzero_ps(); }
-TARGET static inline floats floats_load(const float *p) { return _mm512_loadu_ps(p); }
-TARGET static inline __mmask16 first(int n) { return (__mmask16)((1u << n) - 1); }
-TARGET static inline floats floats_load_n(const float *p, int n) { return _mm512_maskz_loadu_ps(first(n), p); }
-TARGET static inline void floats_store_n(float *p, int n, floats f) { _mm512_mask_storeu_ps(p, first(n), f); }
-TARGET static inline floats floats_add_product(floats f, ints product, floats d_w, const float *d_a) {
-    return _mm512_add_ps(f, _mm512_mul_ps(_mm512_set1_ps(*d_a), _mm512_mul_ps(d_w, _mm512_cvtepi32_ps(product))));
-}
+/* ---- the types ---- */
 
-#include "kernels/panels.inc"
-
-TARGET static inline ints join(__m256i low, __m256i high) {
-    return _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
-}
-
-/* In each 128 bits: 32 bits i of v[0], v[1], v[2], v[3] become u[i]. */
-TARGET static inline void transpose_quarters(const ints *v, ints *u) {
-    ints a = _mm512_unpacklo_epi32(v[0], v[1]), b = _mm512_unpacklo_epi32(v[2], v[3]);
-    ints c = _mm512_unpackhi_epi32(v[0], v[1]), d = _mm512_unpackhi_epi32(v[2], v[3]);
-    u[0] = _mm512_unpacklo_epi64(a, b);
-    u[1] = _mm512_unpackhi_epi64(a, b);
-    u[2] = _mm512_unpacklo_epi64(c, d);
-    u[3] = _mm512_unpackhi_epi64(c, d);
-}
-
-TARGET static inline void store_scales(float *d, const uint8_t *const *at) {
-    _mm256_storeu_ps(d, load_halves(at));
-    _mm256_storeu_ps(d + 8, load_halves(at + 8));
-}
-
-/* v[i] = | row i | row i + 4 |, v[4 + i] = | row i + 8 | row i + 12 |, i < 4: so rows come out in order. */
-TARGET static void unpack_q8_0(const uint8_t *const *row, int64_t block, struct panel *p) {
-    const uint8_t *at[16];
-    ints v[8], u[8];
-    for (int i = 0; i < 16; i++) at[i] = row[i] + (size_t)block * sizeof(struct block_q8_0);
-    for (int i = 0; i < 4; i++) {
-        v[i] = join(load_q8_0(at[i]), load_q8_0(at[i + 4]));
-        v[4 + i] = join(load_q8_0(at[i + 8]), load_q8_0(at[i + 12]));
+#define MATMUL(type, few) \
+    TARGET static void matmul_##type##_avx512vnni(const struct matmul *m) { \
+        if (m->n_tok <= ACT_FEW) multiply_few(m, few); \
+        else multiply_many(m); \
     }
-    transpose_quarters(v, u);
-    transpose_quarters(v + 4, u + 4);
-    for (int k = 0; k < 4; k++) {
-        _mm512_storeu_si512(p->q[k], _mm512_shuffle_i32x4(u[k], u[4 + k], 0x88));          /* the even quarters of both */
-        _mm512_storeu_si512(p->q[4 + k], _mm512_shuffle_i32x4(u[k], u[4 + k], 0xdd));      /* the odd ones */
-    }
-    store_scales(p->d, at);
-}
-
-/* v[i] = | row i | row i + 4 | row i + 8 | row i + 12 | */
-TARGET static void unpack_q4_0(const uint8_t *const *row, int64_t block, struct panel *p) {
-    const uint8_t *at[16];
-    ints v[4], u[4];
-    for (int i = 0; i < 16; i++) at[i] = row[i] + (size_t)block * sizeof(struct block_q4_0);
-    for (int i = 0; i < 4; i++)
-        v[i] = join(load_2x16(at[i] + 2, at[i + 4] + 2), load_2x16(at[i + 8] + 2, at[i + 12] + 2));
-    transpose_quarters(v, u);
-    for (int k = 0; k < 4; k++) {
-        _mm512_storeu_si512(p->q[k], _mm512_and_si512(u[k], _mm512_set1_epi8(15)));
-        _mm512_storeu_si512(p->q[4 + k], _mm512_and_si512(_mm512_srli_epi16(u[k], 4), _mm512_set1_epi8(15)));
-    }
-    store_scales(p->d, at);
-}
-
-TARGET static void matmul_q8_0_avx512vnni(const struct matmul *m) {
-    if (m->n_tok <= 2) multiply_few(m, FEW_Q8_0);
-    else multiply_many(m, unpack_q8_0, Q8_ZERO);
-}
-
-TARGET static void matmul_q4_0_avx512vnni(const struct matmul *m) {
-    if (m->n_tok <= 2) multiply_few(m, FEW_Q4_0);
-    else multiply_many(m, unpack_q4_0, 8);
-}
+MATMUL(q8_0, FEW_Q8_0)
+MATMUL(q4_0, FEW512_Q4_0)
+MATMUL(q4_1, FEW_Q4_1)
+MATMUL(q5_0, FEW512_Q5_0)
+MATMUL(q5_1, FEW_Q5_1)
+MATMUL(q2_k, FEW_Q2_K)
+MATMUL(q3_k, FEW_Q3_K)
+MATMUL(q4_k, FEW512_Q4_K)
+MATMUL(q5_k, FEW_Q5_K)
+MATMUL(q6_k, FEW512_Q6_K)
+MATMUL(iq4_nl, FEW_IQ4_NL)
+MATMUL(iq4_xs, FEW_IQ4_XS)
+MATMUL(mxfp4, FEW_MXFP4)
 
 /* ---- floats ---- */
 
@@ -141,8 +87,21 @@ void kernels_init_avx512vnni(struct kernels *k) {
     k->matmul[quant_f32.id] = matmul_f32_avx512vnni;
     k->matmul[quant_f16.id] = matmul_f16_avx512vnni;
     k->matmul[quant_bf16.id] = matmul_bf16_avx512vnni;
+    for (int i = 0; i < n_quants; i++)
+        if (quants[i]->codes) k->matmul[quants[i]->id] = matmul_codes_avx512vnni;
     k->matmul[quant_q8_0.id] = matmul_q8_0_avx512vnni;
     k->matmul[quant_q4_0.id] = matmul_q4_0_avx512vnni;
+    k->matmul[quant_q4_1.id] = matmul_q4_1_avx512vnni;
+    k->matmul[quant_q5_0.id] = matmul_q5_0_avx512vnni;
+    k->matmul[quant_q5_1.id] = matmul_q5_1_avx512vnni;
+    k->matmul[quant_q2_k.id] = matmul_q2_k_avx512vnni;
+    k->matmul[quant_q3_k.id] = matmul_q3_k_avx512vnni;
+    k->matmul[quant_q4_k.id] = matmul_q4_k_avx512vnni;
+    k->matmul[quant_q5_k.id] = matmul_q5_k_avx512vnni;
+    k->matmul[quant_q6_k.id] = matmul_q6_k_avx512vnni;
+    k->matmul[quant_iq4_nl.id] = matmul_iq4_nl_avx512vnni;
+    k->matmul[quant_iq4_xs.id] = matmul_iq4_xs_avx512vnni;
+    k->matmul[quant_mxfp4.id] = matmul_mxfp4_avx512vnni;
     k->layer_norm = layer_norm_avx512vnni;
     k->rms_norm = rms_norm_avx512vnni;
     k->gelu_erf = gelu_erf_avx512vnni;

@@ -40,6 +40,7 @@ TARGET static inline part part_f16(const char *p) { return vcvt_f32_f16(vld1_f16
 TARGET static inline void part_store(float *p, part a) { vst1q_f32(p, a); }
 TARGET static inline part part_fma(part a, part b, part c) { return vfmaq_f32(c, a, b); }
 TARGET static inline part part_max(part a, part b) { return vmaxq_f32(a, b); }
+TARGET static inline float part_largest(const part *v) { return vmaxvq_f32(vmaxq_f32(vmaxq_f32(v[0], v[1]), vmaxq_f32(v[2], v[3]))); }
 TARGET static inline float part_total(const part *sum) {
     return vaddvq_f32(vaddq_f32(vaddq_f32(sum[0], sum[1]), vaddq_f32(sum[2], sum[3])));
 }
@@ -73,29 +74,25 @@ TARGET static inline void panel_pack(const int8x16_t *row, int j, int8_t (*q)[16
 TARGET static inline __attribute__((always_inline)) void
 panel_dot(const int8_t (*q)[16], const int8_t (*a)[ACT_GROUP][4], const int n, int32x4_t *c) {
     for (int k = 0; k < 4; k++) {
-        int8x16_t first = vld1q_s8(a[k][0]), last = n > 4 ? vld1q_s8(a[k][2]) : first;
+        int8x16_t four = vld1q_s8(a[k][0]);              /* values of each of four tokens */
         for (int j = 0; j < 2; j++) {
             int8x16_t w = vld1q_s8(q[2 * k + j]);
-            c[j] = vdotq_laneq_s32(c[j], w, first, 0);
-            c[2 + j] = vdotq_laneq_s32(c[2 + j], w, first, 1);
-            if (n > 2) c[4 + j] = vdotq_laneq_s32(c[4 + j], w, first, 2);
-            if (n > 2) c[6 + j] = vdotq_laneq_s32(c[6 + j], w, first, 3);
-            if (n > 4) c[8 + j] = vdotq_laneq_s32(c[8 + j], w, last, 2);
-            if (n > 4) c[10 + j] = vdotq_laneq_s32(c[10 + j], w, last, 3);
+            c[j] = vdotq_laneq_s32(c[j], w, four, 0);
+            c[2 + j] = vdotq_laneq_s32(c[2 + j], w, four, 1);
+            if (n > 2) c[4 + j] = vdotq_laneq_s32(c[4 + j], w, four, 2);
+            if (n > 2) c[6 + j] = vdotq_laneq_s32(c[6 + j], w, four, 3);
         }
     }
 }
 
 TARGET static inline float32x4_t panel_numbers(const float *number, const int i) { return vld1q_f32(number + 4 * (i % 2)); }
 
-TARGET static inline __attribute__((always_inline)) float32x4_t times_tokens(float32x4_t x, const struct of_tokens *t, const int i) {
+TARGET static inline __attribute__((always_inline)) float32x4_t times_tokens(float32x4_t x, float32x4_t number, const int i) {
     switch (i / 2) {
-    case 0: return vmulq_laneq_f32(x, t->v[0], 0);
-    case 1: return vmulq_laneq_f32(x, t->v[0], 1);
-    case 2: return vmulq_laneq_f32(x, t->v[0], 2);
-    case 3: return vmulq_laneq_f32(x, t->v[0], 3);
-    case 4: return vmulq_laneq_f32(x, t->v[1], 2);
-    default: return vmulq_laneq_f32(x, t->v[1], 3);
+    case 0: return vmulq_laneq_f32(x, number, 0);
+    case 1: return vmulq_laneq_f32(x, number, 1);
+    case 2: return vmulq_laneq_f32(x, number, 2);
+    default: return vmulq_laneq_f32(x, number, 3);
     }
 }
 

@@ -33,7 +33,6 @@ TARGET static inline void token_pairs(const int8_t (*a)[ACT_GROUP][4], const int
     int32x4_t low = vreinterpretq_s32_s8(vld1q_s8(a[0][0])), high = vreinterpretq_s32_s8(vld1q_s8(a[1][0]));
     pair[0] = vreinterpretq_s8_s32(vzip1q_s32(low, high));
     if (n > 2) pair[1] = vreinterpretq_s8_s32(vzip2q_s32(low, high));
-    if (n > 4) pair[2] = vreinterpretq_s8_s32(vzip2q_s32(vreinterpretq_s32_s8(vld1q_s8(a[0][2])), vreinterpretq_s32_s8(vld1q_s8(a[1][2]))));
 }
 
 TARGET static inline __attribute__((always_inline)) void
@@ -53,10 +52,8 @@ TARGET static inline float32x4_t panel_numbers(const float *number, const int i)
     return vcombine_f32(two, two);
 }
 
-TARGET static inline __attribute__((always_inline)) float32x4_t times_tokens(float32x4_t x, const struct of_tokens *t, const int i) {
-    if (i < 4) return vmulq_f32(x, vzip1q_f32(t->v[0], t->v[0]));
-    if (i < 8) return vmulq_f32(x, vzip2q_f32(t->v[0], t->v[0]));
-    return vmulq_f32(x, vzip2q_f32(t->v[1], t->v[1]));
+TARGET static inline float32x4_t times_tokens(float32x4_t x, float32x4_t number, const int i) {
+    return vmulq_f32(x, i < 4 ? vzip1q_f32(number, number) : vzip2q_f32(number, number));
 }
 
 /* Exchanges the upper half of a with the lower one of b. */

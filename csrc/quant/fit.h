@@ -2,8 +2,8 @@
  *
  * The scale that lets the largest weight just fit is not the best one: a smaller one clips a few weights and is finer for all others.
  * So scales around it are tried. Each gives codes, and for given codes the best scale is known: that of the line of least squares
- * through the points (code, weight). All weights count alike: counting the large ones for more made the outputs of trained models
- * worse. Sums run in 4 lanes, so that every compiler and every processor writes the same file.
+ * through the points (code, weight). All weights count alike: where large ones counted for more, the outputs of two trained models (the
+ * Shakespeare ones) were further from the originals. Sums run in 4 lanes, so that every compiler and processor writes the same file.
  */
 #ifndef PYGPT_FIT_H
 #define PYGPT_FIT_H

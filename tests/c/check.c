@@ -379,7 +379,7 @@ static void matmul_check(const struct quant *type, void *fn_, void *ref_) {
     matmul_fn *fn = *(matmul_fn **)fn_, *ref = ref_ ? *(matmul_fn **)ref_ : NULL;
     static const int64_t floats[] = {1, 2, 7, 15, 16, 17, 31, 33, 63, 64, 65, 96, 130, 257, 384};
     static const int64_t blocks[] = {1, 2, 3, 4, 5, 7, 8, 9, 12, 13, 16};
-    int n_sizes = type->block == 1 ? (int)countof(floats) : (int)countof(blocks);
+    int n_sizes = type->block == 1 ? (int)countof(floats) : type->block == 32 ? (int)countof(blocks) : 5;
     for (int n_out = 0; n_out <= 35; n_out++) {
         for (int n_tok = 0; n_tok <= 19; n_tok++) {
             for (int i = 0; i < (quick ? 1 : 4); i++) {
@@ -929,6 +929,23 @@ static void attention_run(attention_fn *fn, attention_fn *ref, struct attention_
         bits_check(&a, again + i * c.head_dim, out + pick[i] * c.head_dim, "in other company", pick[i]);
 }
 
+/* A NaN in a key or in a value that is seen is seen in the output, whatever its bits. */
+static void attention_nan(attention_fn *fn, int in_value) {
+    enum { N = 40, DIM = 32 };
+    float *q = place(AT_Q, DIM * 4, 1), *k = place(AT_K, 48 * DIM * 4, 1), *v = place(AT_V, N * DIM * 4, 1);
+    int at = random_int(0, N - 1), dim = random_int(0, DIM - 1);
+    snprintf(test_case, sizeof test_case, "NaN in a %s of position %d of %d", in_value ? "value" : "key", at, N);
+    fill_floats(q, DIM, NORMAL, 8);
+    fill_floats(k, 48 * DIM, NORMAL, 8);
+    fill_floats(v, N * DIM, NORMAL, 8);
+    struct query query = {.q = q, .begin = random_int(0, at), .end = random_int(at + 1, N)};
+    struct attention a = {.queries = &query, .n_queries = 1, .k = k, .v = v, .scale = 1, .head_dim = DIM, .v_stride = DIM};
+    *(in_value ? &v[value_at(&a, at, dim)] : &k[key_at(&a, at, dim)]) = float_of(0x7fc00000 | (uint32_t)random_int(0, 0x3fffff));
+    float *out = attention_call(fn, &a, &(int){0}, 1, AT_OUT, 0);
+    for (int d = 0; d < DIM; d++)
+        if ((!in_value || d == dim) && !isnan(out[d])) fail("out[%d] is %g", d, (double)out[d]);
+}
+
 static void attention_check(const struct quant *type, void *fn_, void *ref_) {
     (void)type;
     attention_fn *fn = *(attention_fn **)fn_, *ref = ref_ ? *(attention_fn **)ref_ : NULL;
@@ -950,6 +967,7 @@ static void attention_check(const struct quant *type, void *fn_, void *ref_) {
         for (int halves = 0; halves < 2; halves++)
             attention_run(fn, ref, (struct attention_case){quick ? 7 : 16, lengths[i], 64, halves, (enum ranges)(i % N_RANGES), NORMAL, 1});
     attention_run(fn, ref, (struct attention_case){5, 21, 600, 1, RUN, NORMAL, 1});      /* wider than any model */
+    for (int i = 0; i < 100; i++) attention_nan(fn, i % 2);
     if (!quick) attention_run(fn, ref, (struct attention_case){4, 4100, 64, 1, RUN, NORMAL, 1});
 }
 
