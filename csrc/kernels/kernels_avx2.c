@@ -110,7 +110,7 @@ TARGET static inline part part_bf16(const char *p) {
 
 /* ---- attention ---- */
 
-enum { TOGETHER = 6, SUMS = 10 };        /* six have twelve sums, but in turn */
+enum { SUMS = 10 };                      /* twelve, where six queries have two each */
 
 TARGET static inline part part_set1(float f) { return _mm256_set1_ps(f); }
 TARGET static inline part part_max(part a, part b) { return _mm256_max_ps(a, b); }
@@ -146,7 +146,7 @@ TARGET static void halves_avx2(const float *x, int64_t n, uint16_t *h) {
 
 /* Without the signs that dot4 moves about. */
 TARGET static inline ints ints_peak(ints sum, ints w, ints a) {
-    return _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(w, a), _mm256_set1_epi16(1)));
+    return sum + (ints)dot4_small((__m256i)w, (__m256i)a);
 }
 #define REGISTER "x"
 #include "kernels/peak.inc"
@@ -155,8 +155,7 @@ void kernels_init_avx2(struct kernels *k) {
     k->matmul[quant_f32.id] = matmul_f32_avx2;
     k->matmul[quant_f16.id] = matmul_f16_avx2;
     k->matmul[quant_bf16.id] = matmul_bf16_avx2;
-    k->matmul[quant_q8_0.id] = matmul_q8_0_avx2;
-    k->matmul[quant_q4_0.id] = matmul_q4_0_avx2;
+    matmuls_set_avx2(k);
     k->act_q8 = act_q8_avx2;
     k->layer_norm = layer_norm_avx2;
     k->rms_norm = rms_norm_avx2;

@@ -25,11 +25,6 @@ TARGET static inline __m256i dot4_smalls(__m256i w, __m256i a, __m256i x, __m256
 
 /* ---- the types ---- */
 
-#define MATMUL(type, few) \
-    TARGET static void matmul_##type##_avx512vnni(const struct matmul *m) { \
-        if (m->n_tok <= ACT_FEW) multiply_few(m, few); \
-        else multiply_many(m); \
-    }
 MATMUL(q8_0, FEW_Q8_0)
 MATMUL(q4_0, FEW512_Q4_0)
 MATMUL(q4_1, FEW_Q4_1)
@@ -43,6 +38,8 @@ MATMUL(q6_k, FEW512_Q6_K)
 MATMUL(iq4_nl, FEW_IQ4_NL)
 MATMUL(iq4_xs, FEW_IQ4_XS)
 MATMUL(mxfp4, FEW_MXFP4)
+
+MATMULS_SET
 
 /* ---- floats ---- */
 
@@ -71,11 +68,17 @@ TARGET static inline part part_bf16(const char *p) {
 
 /* ---- attention ---- */
 
-enum { TOGETHER = 4, SUMS = 16 };        /* six together: 8 % slower on a Zen 4 */
+enum { SUMS = 24 };
 
 TARGET static inline part part_set1(float f) { return _mm512_set1_ps(f); }
 TARGET static inline part part_max(part a, part b) { return _mm512_max_ps(a, b); }
 TARGET static inline void part_store(float *p, part a) { _mm512_storeu_ps(p, a); }
+TARGET static inline float part_largest(const part *v) {
+    __m256 eight = _mm256_max_ps(_mm512_castps512_ps256(v[0]), _mm512_extractf32x8_ps(v[0], 1));
+    __m128 four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+    __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
+}
 
 #include "kernels/attention.inc"
 
@@ -87,21 +90,7 @@ void kernels_init_avx512vnni(struct kernels *k) {
     k->matmul[quant_f32.id] = matmul_f32_avx512vnni;
     k->matmul[quant_f16.id] = matmul_f16_avx512vnni;
     k->matmul[quant_bf16.id] = matmul_bf16_avx512vnni;
-    for (int i = 0; i < n_quants; i++)
-        if (quants[i]->codes) k->matmul[quants[i]->id] = matmul_codes_avx512vnni;
-    k->matmul[quant_q8_0.id] = matmul_q8_0_avx512vnni;
-    k->matmul[quant_q4_0.id] = matmul_q4_0_avx512vnni;
-    k->matmul[quant_q4_1.id] = matmul_q4_1_avx512vnni;
-    k->matmul[quant_q5_0.id] = matmul_q5_0_avx512vnni;
-    k->matmul[quant_q5_1.id] = matmul_q5_1_avx512vnni;
-    k->matmul[quant_q2_k.id] = matmul_q2_k_avx512vnni;
-    k->matmul[quant_q3_k.id] = matmul_q3_k_avx512vnni;
-    k->matmul[quant_q4_k.id] = matmul_q4_k_avx512vnni;
-    k->matmul[quant_q5_k.id] = matmul_q5_k_avx512vnni;
-    k->matmul[quant_q6_k.id] = matmul_q6_k_avx512vnni;
-    k->matmul[quant_iq4_nl.id] = matmul_iq4_nl_avx512vnni;
-    k->matmul[quant_iq4_xs.id] = matmul_iq4_xs_avx512vnni;
-    k->matmul[quant_mxfp4.id] = matmul_mxfp4_avx512vnni;
+    matmuls_set_avx512vnni(k);
     k->layer_norm = layer_norm_avx512vnni;
     k->rms_norm = rms_norm_avx512vnni;
     k->gelu_erf = gelu_erf_avx512vnni;

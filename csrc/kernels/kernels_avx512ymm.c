@@ -8,8 +8,7 @@
 #include "kernels/vnni256.inc"
 
 void kernels_init_avx512ymm(struct kernels *k) {
-    k->matmul[quant_q8_0.id] = matmul_q8_0_avx512ymm;
-    k->matmul[quant_q4_0.id] = matmul_q4_0_avx512ymm;
+    matmuls_set_avx512ymm(k);
     k->mac_peak = mac_peak_avx512ymm;
 }
 

@@ -8,8 +8,7 @@
 #include "kernels/vnni256.inc"
 
 void kernels_init_avxvnni(struct kernels *k) {
-    k->matmul[quant_q8_0.id] = matmul_q8_0_avxvnni;
-    k->matmul[quant_q4_0.id] = matmul_q4_0_avxvnni;
+    matmuls_set_avxvnni(k);
     k->mac_peak = mac_peak_avxvnni;
 }
 

@@ -30,7 +30,7 @@ TARGET static void halves_dotprod(const float *x, int64_t n, uint16_t *h) {
 
 /* ---- attention ---- */
 
-enum { TOGETHER = 4, SUMS = 16, PARTS = 4 };
+enum { SUMS = 20, PARTS = 4 };
 typedef float32x4_t part;
 
 TARGET static inline part part_zero(void) { return vdupq_n_f32(0); }
