@@ -14,7 +14,7 @@ from os.path import exists, join
 
 from cffi import FFI
 
-COMPILE = ["-std=c11", "-D_GNU_SOURCE", "-O3", "-ffp-contract=off", "-pthread", "-fvisibility=hidden"]
+COMPILE = ["-std=c11", "-D_GNU_SOURCE", "-O3", "-g0", "-ffp-contract=off", "-pthread", "-fvisibility=hidden"]
 COMPILING = {"build", "build_ext", "bdist_wheel", "editable_wheel", "develop", "install"}
 
 

@@ -63,7 +63,7 @@ ATTACKS = {
     "row is no whole number of blocks": gguf([ARCHITECTURE], [tensor(b"a", [33], TYPE_Q8_0)], bytes(64)),
     "unknown type": gguf([ARCHITECTURE], [tensor(b"a", [32], 63)], bytes(64)),
     "type far beyond the table": gguf([ARCHITECTURE], [tensor(b"a", [32], 2**32 - 1)], bytes(64)),
-    "type known by name only": gguf([ARCHITECTURE], [tensor(b"a", [256], 12)], bytes(256)),
+    "type known by name only": gguf([ARCHITECTURE], [tensor(b"a", [256], 16)], bytes(256)),
     "alignment of the wrong type": gguf([ARCHITECTURE, key(ALIGNMENT, STRING, string(b"32"))]),
     "alignment in an array": gguf([ARCHITECTURE, key(ALIGNMENT, ARRAY, array(U32, 1, struct.pack("<I", 32)))]),
     "alignment 0": gguf([ARCHITECTURE, key(ALIGNMENT, U32, struct.pack("<I", 0))]),
