@@ -87,7 +87,12 @@ build/tiny.gguf: tests/make_tiny.py | .venv/run.stamp
 	@mkdir -p build
 	.venv/bin/python tests/make_tiny.py $@
 
-compile: $(PROGRAMS:%=build/native/%)
+# Kernels take minutes to compile one after the other.
+JOBS := $(shell getconf _NPROCESSORS_ONLN 2> /dev/null || echo 2)
+ALL_AT_ONCE = $(MAKE) --no-print-directory -j$(JOBS)
+
+compile: | tools
+	@$(ALL_AT_ONCE) $(PROGRAMS:%=build/native/%)
 
 # ---- tests ----
 
@@ -105,13 +110,14 @@ check-arm64: | tools
 	  { apt-get -qq update && apt-get -qq install -y gcc-aarch64-linux-gnu qemu-user libc6-dev-arm64-cross; } > /dev/null || true; \
 	fi; \
 	if have; then \
-	  set -ex; $(MAKE) --no-print-directory build/arm64/check; $(ARM_RUN) build/arm64/check --quick; \
+	  set -ex; $(ALL_AT_ONCE) build/arm64/check; $(ARM_RUN) build/arm64/check --quick; \
 	elif [ "$$(uname -m)" != aarch64 ] && [ "$$(uname -m)" != arm64 ]; then \
 	  echo "arm64 was NOT checked: that needs $(firstword $(ARM_CC)) and $(firstword $(ARM_RUN))" \
 	    "(Debian, Ubuntu: apt-get install gcc-aarch64-linux-gnu qemu-user libc6-dev-arm64-cross)"; \
 	fi
 
-asan: $(PROGRAMS:%=build/asan/%) build/tiny.gguf
+asan: build/tiny.gguf
+	@$(ALL_AT_ONCE) $(PROGRAMS:%=build/asan/%)
 	build/asan/check --quick
 	build/asan/pool_test build/tiny.gguf
 	build/asan/fuzz_gguf --mutate 1 500 build/tiny.gguf
