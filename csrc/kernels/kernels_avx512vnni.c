@@ -1,5 +1,5 @@
 /* AVX-512 with VNNI: Cascade Lake, Ice Lake, Zen 4. Matrices in 512 bits, but for one or two tokens. A Zen 4 does two operations of 256 bits
- * in the time of one of 512, but half as many of them wait for each other: gelu and silu are 1.7 times as fast as avx2's. */
+ * in the time of one of 512, but half as many of them wait for each other: gelu and silu are half again as fast as avx2's. */
 #if defined(__x86_64__)
 #include <immintrin.h>
 
