@@ -24,6 +24,7 @@ enum { LINE = 128 };                       /* two cache lines: processors fetch 
 struct worker_state {
     _Alignas(LINE) atomic_uint arrived;    /* barriers of the current run that this worker has reached */
     atomic_uint_fast64_t done;             /* the last ticket that it has finished */
+    _Alignas(LINE) atomic_uint_fast64_t left;    /* of its part of a round: round << 48 | begin << 24 | end */
     struct pool *pool;
     pthread_t thread;
     int index;
@@ -86,6 +87,32 @@ void pool_barrier(struct pool *pool, int worker, int n) {
         while ((int)(atomic_load_explicit(&w[i].arrived, memory_order_acquire) - mine) < 0)
             wait_a_little(&patience, pool->spins);
     if (worker == 0) count_stall(pool, &patience);
+}
+
+/* Takes from what is left of the owner's part, as its first taker makes it; nothing if that has gone on to a later round: then all of
+ * this one is taken, for nobody leaves a round before. Owners take from the front, so that they read on where they are. */
+static int take_from(struct pool *pool, int owner, int worker, int round, struct range all, int64_t least, struct range *part) {
+    atomic_uint_fast64_t *at = &pool->workers[owner].left;
+    uint64_t left = atomic_load_explicit(at, memory_order_relaxed), rest;
+    do {
+        int ahead = (int16_t)((unsigned)(left >> 48) - (unsigned)round);
+        struct range r = ahead < 0 ? all : (struct range){(int64_t)(left >> 24 & 0xffffff), (int64_t)(left & 0xffffff)};
+        if (ahead > 0 || r.begin == r.end) return 0;
+        int64_t n = i64_min(i64_max((r.end - r.begin + 1) / 2, least), r.end - r.begin);
+        *part = owner == worker ? (struct range){r.begin, r.begin + n} : (struct range){r.end - n, r.end};
+        if (owner == worker) r.begin += n;
+        else r.end -= n;
+        rest = (uint64_t)(round & 0xffff) << 48 | (uint64_t)r.begin << 24 | (uint64_t)r.end;
+    } while (!atomic_compare_exchange_weak_explicit(at, &left, rest, memory_order_relaxed, memory_order_relaxed));
+    return 1;
+}
+
+int pool_take(struct pool *pool, int worker, int n, int round, int64_t total, int64_t least, struct range *part) {
+    for (int i = 0; i < n; i++) {
+        int owner = (worker + i) % n;
+        if (take_from(pool, owner, worker, round, range_part(total, 1, owner, n), least, part)) return 1;
+    }
+    return 0;
 }
 
 /* Waits for a ticket other than the last one: first spinning, then asleep. */
@@ -203,7 +230,10 @@ void pool_unlock(struct pool *pool) { pthread_mutex_unlock(&pool->turn); }
 /* Runs fn on n > 1 workers and returns when all have. */
 static void run_together(struct pool *pool, int n, pool_fn *fn, void *arg) {
     struct patience patience = {0};
-    for (int i = 0; i < n; i++) atomic_store_explicit(&pool->workers[i].arrived, 0, memory_order_relaxed);
+    for (int i = 0; i < n; i++) {
+        atomic_store_explicit(&pool->workers[i].arrived, 0, memory_order_relaxed);
+        atomic_store_explicit(&pool->workers[i].left, 0, memory_order_relaxed);
+    }
     pool->fn = fn;
     pool->arg = arg;
     publish(pool, n);
@@ -230,6 +260,7 @@ void pool_run(struct pool *pool, int n, pool_fn *fn, void *arg) {
     if (n > pool->size) n = pool->size;
     double start = n > 1 ? os_seconds() : 0;
     if (n == 1 || start < pool->alone_until) {
+        atomic_store_explicit(&pool->workers[0].left, 0, memory_order_relaxed);
         fn(arg, 0, 1);
         return;
     }

@@ -129,8 +129,10 @@ static void feed_forward(struct worker *w, const struct gpt2 *g, const struct gp
     struct work *b = &w->step->model->work;
     const int n_ff = w->step->model->h.n_ff, n = w->step->n_rows;
     struct input in = op_input(w, b->x, &l->ffn_norm, FOR(&l->up), NULL, n);
-    struct range mine = op_linear(w, &l->up, l->up_bias, in, b->wide, (size_t)n_ff);
-    op_apply(w, g->gelu, mine, b->wide, (size_t)n_ff);
+    for (struct share s = op_share(w, &l->up, n); op_take(w, &s);) {
+        op_rows(w, &l->up, l->up_bias, in, s.rows, b->wide, (size_t)n_ff);
+        op_apply(w, g->gelu, s.rows, b->wide, (size_t)n_ff);
+    }
     op_barrier(w);
     in = op_input(w, b->wide, NULL, FOR(&l->down), NULL, n);
     op_linear_add(w, &l->down, l->down_bias, in, b->mixed, b->x);

@@ -162,9 +162,11 @@ static void feed_forward(struct worker *w, const struct llama_layer *l) {
     const int n_ff = w->step->model->h.n_ff, n = w->step->n_rows;
     float *gate = b->wide, *up = b->wide + (size_t)n * (size_t)n_ff;
     struct input in = op_input(w, b->x, &l->ffn_norm, FOR(&l->gate, &l->up), NULL, n);
-    struct range mine = op_linear(w, &l->gate, l->gate_bias, in, gate, (size_t)n_ff);
-    op_linear(w, &l->up, l->up_bias, in, up, (size_t)n_ff);
-    op_silu_mul(w, mine, gate, up, (size_t)n_ff);
+    for (struct share s = op_share(w, &l->gate, n); op_take(w, &s);) {
+        op_rows(w, &l->gate, l->gate_bias, in, s.rows, gate, (size_t)n_ff);
+        op_rows(w, &l->up, l->up_bias, in, s.rows, up, (size_t)n_ff);
+        op_silu_mul(w, s.rows, gate, up, (size_t)n_ff);
+    }
     op_barrier(w);
     in = op_input(w, gate, NULL, FOR(&l->down), NULL, n);
     op_linear_add(w, &l->down, l->down_bias, in, b->mixed, b->x);

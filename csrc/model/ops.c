@@ -65,39 +65,65 @@ struct input op_input(const struct worker *w, const float *x, const struct norm 
                           few ? act_q8_bytes(n_in) : act_group_bytes(n_in), n};
 }
 
-struct range op_linear(const struct worker *w, const struct weight *weight, const float *bias, struct input in, float *y, size_t y_stride) {
+/* Few tokens: pieces so long that what it costs memory to begin one does not count, in rows of whole cache lines (16 floats), which
+ * workers then do not share. More: whole stripes (panels.inc). */
+enum { PIECE_BYTES = 256 << 10, LINE_ROWS = 16, STRIPE_ROWS = 64 };
+
+struct share op_share(struct worker *w, const struct weight *weight, int n_tok) {
+    struct share s = {.n_rows = weight->n_out, .unit = n_tok > ACT_GROUP ? STRIPE_ROWS : LINE_ROWS, .round = ++w->round};
+    int64_t least = n_tok > ACT_GROUP ? 1 : i64_max(1, PIECE_BYTES / ((int64_t)weight->stride * LINE_ROWS));
+    if (w->n > 1 && weight->n_out > least * s.unit * w->n) s.least = least;
+    return s;
+}
+
+int op_take(const struct worker *w, struct share *s) {
+    int there = !s->taken;
+    if (!s->least) {
+        s->rows = range_part(s->n_rows, LINE_ROWS, w->index, w->n);
+        s->taken = 1;
+        return there && s->rows.begin < s->rows.end;
+    }
+    struct range units;
+    if (!pool_take(w->step->model->pool, w->index, w->n, s->round, (s->n_rows + s->unit - 1) / s->unit, s->least, &units)) return 0;
+    s->rows = (struct range){units.begin * s->unit, i64_min(units.end * s->unit, s->n_rows)};
+    return 1;
+}
+
+void op_rows(const struct worker *w, const struct weight *weight, const float *bias, struct input in, struct range rows, float *y, size_t y_stride) {
     const struct kernels *k = &w->step->model->k;
-    struct range mine = range_part(weight->n_out, 16, w->index, w->n);     /* 16 floats: workers seldom share a cache line */
-    if (mine.begin == mine.end) return mine;
     int quantized = weight->type->codes != NULL;
     k->matmul[weight->type->id](&(struct matmul){
         .type = weight->type,
-        .w = (const char *)weight->data + (size_t)mine.begin * weight->stride, .w_stride = weight->stride,
+        .w = (const char *)weight->data + (size_t)rows.begin * weight->stride, .w_stride = weight->stride,
         .a = quantized ? (const void *)in.act : in.x, .a_stride = quantized ? in.act_stride : in.stride,
-        .y = y + mine.begin, .y_stride = y_stride,
-        .n_in = weight->n_in, .n_out = (int)(mine.end - mine.begin), .n_tok = in.n,
+        .y = y + rows.begin, .y_stride = y_stride,
+        .n_in = weight->n_in, .n_out = (int)(rows.end - rows.begin), .n_tok = in.n,
     });
     for (int t = 0; bias && t < in.n; t++)
-        for (int64_t r = mine.begin; r < mine.end; r++) y[(size_t)t * y_stride + (size_t)r] += bias[r];
-    return mine;
+        for (int64_t r = rows.begin; r < rows.end; r++) y[(size_t)t * y_stride + (size_t)r] += bias[r];
 }
 
-void op_linear_add(const struct worker *w, const struct weight *weight, const float *bias, struct input in, float *y, float *x) {
+void op_linear(struct worker *w, const struct weight *weight, const float *bias, struct input in, float *y, size_t y_stride) {
+    for (struct share s = op_share(w, weight, in.n); op_take(w, &s);) op_rows(w, weight, bias, in, s.rows, y, y_stride);
+}
+
+void op_linear_add(struct worker *w, const struct weight *weight, const float *bias, struct input in, float *y, float *x) {
     size_t stride = (size_t)weight->n_out;
-    struct range mine = op_linear(w, weight, bias, in, y, stride);
-    for (int t = 0; t < in.n; t++)
-        for (int64_t r = mine.begin; r < mine.end; r++) x[(size_t)t * stride + (size_t)r] += y[(size_t)t * stride + (size_t)r];
+    for (struct share s = op_share(w, weight, in.n); op_take(w, &s);) {
+        op_rows(w, weight, bias, in, s.rows, y, stride);
+        for (int t = 0; t < in.n; t++)
+            for (int64_t r = s.rows.begin; r < s.rows.end; r++) x[(size_t)t * stride + (size_t)r] += y[(size_t)t * stride + (size_t)r];
+    }
 }
 
-void op_apply(const struct worker *w, void (*fn)(float *x, int64_t n), struct range range, float *y, size_t y_stride) {
-    for (int t = 0; range.begin < range.end && t < w->step->n_rows; t++)
-        fn(y + (size_t)t * y_stride + range.begin, range.end - range.begin);
+void op_apply(const struct worker *w, void (*fn)(float *x, int64_t n), struct range rows, float *y, size_t y_stride) {
+    for (int t = 0; t < w->step->n_rows; t++) fn(y + (size_t)t * y_stride + rows.begin, rows.end - rows.begin);
 }
 
-void op_silu_mul(const struct worker *w, struct range range, float *gate, const float *up, size_t stride) {
-    for (int t = 0; range.begin < range.end && t < w->step->n_rows; t++) {
-        size_t at = (size_t)t * stride + (size_t)range.begin;
-        w->step->model->k.silu_mul(gate + at, up + at, range.end - range.begin);
+void op_silu_mul(const struct worker *w, struct range rows, float *gate, const float *up, size_t stride) {
+    for (int t = 0; t < w->step->n_rows; t++) {
+        size_t at = (size_t)t * stride + (size_t)rows.begin;
+        w->step->model->k.silu_mul(gate + at, up + at, rows.end - rows.begin);
     }
 }
 

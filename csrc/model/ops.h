@@ -1,6 +1,6 @@
 /* ops.h: the words that forwards are written in.
  *
- * Every worker runs the whole forward; each word does this worker's share: its rows of a projection, its heads of attention.
+ * Every worker runs the whole forward; each word does this worker's share: rows of a projection, heads of attention.
  * Between a word that writes a buffer and one that reads it stands op_barrier. Nothing computed depends on how many workers
  * there are.
  */
@@ -24,6 +24,7 @@ struct step {                /* one evaluation of rows */
 struct worker {
     struct step *step;
     int index, n;
+    int round;                           /* things that were shared out so far */
 };
 
 struct norm { const float *weight, *bias; };                 /* bias may be NULL */
@@ -54,10 +55,21 @@ void op_embed(const struct worker *w, const struct weight *tokens, const struct 
  * Few vectors are prepared by every worker for itself; many are shared out, with a barrier. */
 struct input op_input(const struct worker *w, const float *x, const struct norm *norm, const struct weight *const *for_, const int *pick, int n);
 
-/* This worker's rows r of y[t][r] = weight[r] . in[t] + bias[r] (bias may be NULL); op_linear returns which rows those are. */
-struct range op_linear(const struct worker *w, const struct weight *weight, const float *bias, struct input in, float *y, size_t y_stride);
+/* Rows of a projection are taken piece by piece, and from whoever is late: memory and processors often serve one worker worse than
+ * another.      for (struct share s = op_share(w, weight, in.n); op_take(w, &s);) .. s.rows .. */
+struct share {
+    struct range rows;                   /* the piece */
+    int64_t n_rows, unit, least;         /* pieces are multiples of unit; least: the units of one, 0 if each worker has but one */
+    int round, taken;
+};
+struct share op_share(struct worker *w, const struct weight *weight, int n_tok);
+int op_take(const struct worker *w, struct share *share);
+
+/* y[t][r] = weight[r] . in[t] + bias[r] (bias may be NULL) for the rows r of a piece, and for all that this worker takes */
+void op_rows(const struct worker *w, const struct weight *weight, const float *bias, struct input in, struct range rows, float *y, size_t y_stride);
+void op_linear(struct worker *w, const struct weight *weight, const float *bias, struct input in, float *y, size_t y_stride);
 /* The same, added to x; y is scratch. */
-void op_linear_add(const struct worker *w, const struct weight *weight, const float *bias, struct input in, float *y, float *x);
+void op_linear_add(struct worker *w, const struct weight *weight, const float *bias, struct input in, float *y, float *x);
 
 /* Makes the heads ready (norms, rope; in place) and appends keys and values to the cache. */
 void op_remember(const struct worker *w, int layer, const struct heads *heads);
@@ -65,9 +77,9 @@ void op_remember(const struct worker *w, int layer, const struct heads *heads);
  * of queries share those of keys in groups of n_head / n_head_kv. */
 void op_attention(const struct worker *w, int layer, const struct heads *heads, float *out);
 
-/* fn applied to columns `range` of all vectors of y */
-void op_apply(const struct worker *w, void (*fn)(float *x, int64_t n), struct range range, float *y, size_t y_stride);
-/* gate = silu(gate) * up, in columns `range` of all vectors */
-void op_silu_mul(const struct worker *w, struct range range, float *gate, const float *up, size_t stride);
+/* fn applied to columns `rows` of all vectors of y */
+void op_apply(const struct worker *w, void (*fn)(float *x, int64_t n), struct range rows, float *y, size_t y_stride);
+/* gate = silu(gate) * up, in columns `rows` of all vectors */
+void op_silu_mul(const struct worker *w, struct range rows, float *gate, const float *up, size_t stride);
 
 #endif

@@ -75,7 +75,7 @@ static int step_workers(const struct gpt_model *m, int n_rows) {
 
 static void step_main(void *arg, int index, int n) {
     struct step *step = arg;
-    step->model->arch->forward(&(struct worker){step, index, n});
+    step->model->arch->forward(&(struct worker){step, index, n, 0});
 }
 
 int session_eval(struct gpt_session *s, const struct gpt_row *rows, int n_rows, float *logits) {

@@ -83,6 +83,45 @@ static void pool_alone(void) {
     expect(!pool_new(POOL_MAX + 1) && *gpt_last_error(), "a sentence about too many threads");
 }
 
+/* All units of several rounds, taken one after the other with no barrier between them. */
+enum { TAKE_ROUNDS = 200, TAKE_UNITS = 100 };
+struct taking {
+    struct pool *pool;
+    int taken[TAKE_ROUNDS][TAKE_UNITS];
+};
+
+static void take_main(void *arg, int worker, int n) {
+    struct taking *t = arg;
+    for (int round = 1; round <= TAKE_ROUNDS; round++) {
+        struct range part;
+        int total = round % (TAKE_UNITS + 1), least = 1 + round % 7;
+        while (pool_take(t->pool, worker, n, round, total, least, &part)) {
+            expect(part.begin >= 0 && part.begin < part.end && part.end <= total, "a part of what there is");
+            for (int64_t i = part.begin; i < part.end; i++) t->taken[round - 1][i]++;
+        }
+    }
+}
+
+static void taking(void) {
+    for (int size = 1; size <= 5; size++) {
+        struct pool *pool = pool_new(size);
+        expect(pool != NULL, "a pool");
+        for (int run = 0; run < 20; run++) {
+            struct taking *t = calloc(1, sizeof *t);
+            expect(t != NULL, "memory");
+            t->pool = pool;
+            pool_lock(pool);
+            pool_run(pool, size, take_main, t);
+            pool_unlock(pool);
+            for (int round = 1; round <= TAKE_ROUNDS; round++)
+                for (int i = 0; i < TAKE_UNITS; i++)
+                    expect(t->taken[round - 1][i] == (i < round % (TAKE_UNITS + 1)), "each unit to be taken once");
+            free(t);
+        }
+        pool_free(pool);
+    }
+}
+
 /* ---- sessions ----------------------------------------------------------------------------------------------------- */
 
 struct text {
@@ -228,6 +267,7 @@ int main(int argc, char **argv) {
         return 2;
     }
     pool_alone();
+    taking();
     printf("ok   pool\n");
     sessions(argv[1]);
     printf("ok   sessions of one model in %d threads\n", N_THREADS);
