@@ -66,26 +66,27 @@ struct input op_input(const struct worker *w, const float *x, const struct norm 
 }
 
 /* Few tokens: pieces so long that what it costs memory to begin one does not count, in rows of whole cache lines (16 floats), which
- * workers then do not share. More: whole stripes (panels.inc). */
+ * workers then do not share. More: stripes, as panels.inc has them, one by one. */
 enum { PIECE_BYTES = 256 << 10, LINE_ROWS = 16, STRIPE_ROWS = 64 };
 
 struct share op_share(struct worker *w, const struct weight *weight, int n_tok) {
-    struct share s = {.n_rows = weight->n_out, .unit = n_tok > ACT_GROUP ? STRIPE_ROWS : LINE_ROWS, .round = ++w->round};
-    int64_t least = n_tok > ACT_GROUP ? 1 : i64_max(1, PIECE_BYTES / ((int64_t)weight->stride * LINE_ROWS));
-    if (w->n > 1 && weight->n_out > least * s.unit * w->n) s.least = least;
+    int many = n_tok > ACT_GROUP;
+    struct share s = {.n_rows = weight->n_out, .unit = many ? STRIPE_ROWS : LINE_ROWS};
+    s.least = many ? 1 : i64_max(1, PIECE_BYTES / ((int64_t)weight->stride * LINE_ROWS));
+    int64_t n_units = (s.n_rows + s.unit - 1) / s.unit;
+    if (w->n > 1 && n_units > s.least * w->n) s.round = ++w->round;
+    else s.units = range_part(n_units, 1, w->index, w->n);
     return s;
 }
 
 int op_take(const struct worker *w, struct share *s) {
-    int there = !s->taken;
-    if (!s->least) {
-        s->rows = range_part(s->n_rows, LINE_ROWS, w->index, w->n);
-        s->taken = 1;
-        return there && s->rows.begin < s->rows.end;
-    }
-    struct range units;
-    if (!pool_take(w->step->model->pool, w->index, w->n, s->round, (s->n_rows + s->unit - 1) / s->unit, s->least, &units)) return 0;
-    s->rows = (struct range){units.begin * s->unit, i64_min(units.end * s->unit, s->n_rows)};
+    int64_t n_units = (s->n_rows + s->unit - 1) / s->unit;
+    if (s->units.begin == s->units.end &&
+        (!s->round || !pool_take(w->step->model->pool, w->index, w->n, s->round, n_units, s->least, &s->units)))
+        return 0;
+    int64_t end = s->unit == STRIPE_ROWS ? s->units.begin + 1 : s->units.end;
+    s->rows = (struct range){s->units.begin * s->unit, i64_min(end * s->unit, s->n_rows)};
+    s->units.begin = end;
     return 1;
 }
 
@@ -174,20 +175,26 @@ static void attend_patch(const struct worker *w, int layer, const struct heads *
     });
 }
 
-/* The queries of a key head are cut into patches of rows that follow each other in one sequence; patches go round among the workers. */
-void op_attention(const struct worker *w, int layer, const struct heads *heads, float *out) {
+/* Rows that are attended together, of one sequence each: where they begin; the last entry is n_rows. Returns how many there are. */
+static int attention_rows(const struct step *s, int most, int *begin) {
+    int n = 0;
+    for (int t = 0; t < s->n_rows; t++)
+        if (t == 0 || t == begin[n - 1] + most || s->rows[t].sequence != s->rows[t - 1].sequence) begin[n++] = t;
+    begin[n] = s->n_rows;
+    return n;
+}
+
+/* Patches are parts of a key head's queries, times rows that are attended together. */
+void op_attention(struct worker *w, int layer, const struct heads *heads, float *out) {
     const struct step *s = w->step;
     const struct hparams *h = &s->model->h;
-    int group = h->n_head / h->n_head_kv, together = (int)i64_min(group, ATTENTION_MAX), turn = 0;
+    int group = h->n_head / h->n_head_kv, together = (int)i64_min(group, ATTENTION_MAX), begin[MODEL_BATCH + 1];
     if (s->n_rows * h->n_head_kv < w->n) together = (together + 1) / 2;
-    int rows = ATTENTION_MAX / together;
-    for (int head_kv = 0; head_kv < h->n_head_kv; head_kv++)
-        for (int first = head_kv * group; first < (head_kv + 1) * group; first += together) {
-            struct patch p = {0, 0, head_kv, first, (int)i64_min(first + together, (head_kv + 1) * group)};
-            for (; p.from < s->n_rows; p.from = p.to) {
-                for (p.to = p.from + 1; p.to < s->n_rows && p.to < p.from + rows; p.to++)
-                    if (s->rows[p.to].sequence != s->rows[p.from].sequence) break;
-                if (turn++ % w->n == w->index) attend_patch(w, layer, heads, &p, out);
-            }
+    int n_rows = attention_rows(s, ATTENTION_MAX / together, begin), parts = (group + together - 1) / together, round = ++w->round;
+    for (struct range taken; pool_take(s->model->pool, w->index, w->n, round, (int64_t)h->n_head_kv * parts * n_rows, 1, &taken);)
+        for (int64_t i = taken.begin; i < taken.end; i++) {
+            int rows = (int)(i % n_rows), part = (int)(i / n_rows) % parts, head_kv = (int)(i / n_rows) / parts;
+            int first = head_kv * group + part * together, end = (head_kv + 1) * group;
+            attend_patch(w, layer, heads, &(struct patch){begin[rows], begin[rows + 1], head_kv, first, (int)i64_min(first + together, end)}, out);
         }
 }

@@ -56,14 +56,16 @@ void op_embed(const struct worker *w, const struct weight *tokens, const struct 
 struct input op_input(const struct worker *w, const float *x, const struct norm *norm, const struct weight *const *for_, const int *pick, int n);
 
 /* Rows of a projection are taken piece by piece, and from whoever is late: memory and processors often serve one worker worse than
- * another.      for (struct share s = op_share(w, weight, in.n); op_take(w, &s);) .. s.rows .. */
+ * another. What is done with a piece at once finds it in the cache.
+ *     for (struct share s = op_share(w, weight, in.n); op_take(w, &s);) .. s.rows .. */
 struct share {
     struct range rows;                   /* the piece */
-    int64_t n_rows, unit, least;         /* pieces are multiples of unit; least: the units of one, 0 if each worker has but one */
-    int round, taken;
+    int64_t n_rows, unit, least;         /* pieces are multiples of unit; least: the units of one */
+    struct range units;                  /* taken, but not handed out yet */
+    int round;                           /* 0: each worker has but its own part */
 };
 struct share op_share(struct worker *w, const struct weight *weight, int n_tok);
-int op_take(const struct worker *w, struct share *share);
+int op_take(const struct worker *w, struct share *s);
 
 /* y[t][r] = weight[r] . in[t] + bias[r] (bias may be NULL) for the rows r of a piece, and for all that this worker takes */
 void op_rows(const struct worker *w, const struct weight *weight, const float *bias, struct input in, struct range rows, float *y, size_t y_stride);
@@ -75,7 +77,7 @@ void op_linear_add(struct worker *w, const struct weight *weight, const float *b
 void op_remember(const struct worker *w, int layer, const struct heads *heads);
 /* out[t] = softmax(attn_scale * q . k) . v over what each row's sequence holds up to its position: (n_rows, n_head, head_dim). The heads
  * of queries share those of keys in groups of n_head / n_head_kv. */
-void op_attention(const struct worker *w, int layer, const struct heads *heads, float *out);
+void op_attention(struct worker *w, int layer, const struct heads *heads, float *out);
 
 /* fn applied to columns `rows` of all vectors of y */
 void op_apply(const struct worker *w, void (*fn)(float *x, int64_t n), struct range rows, float *y, size_t y_stride);

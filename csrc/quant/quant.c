@@ -64,7 +64,12 @@ void act_group_put(const void *act, int64_t n, int t, struct act_block *group) {
     const float *d = (const float *)(q + act_q8_d(n));
     const int32_t *sum = (const int32_t *)(q + act_q8_sum(n)), *half = (const int32_t *)(q + act_q8_half(n));
     for (int64_t b = 0; b < n / 32; b++, q += 32) {
-        for (int k = 0; k < 8; k++) memcpy(group[b].q[k][t], q + 4 * k, 4);
+        for (int k = 0; k < 8; k++) {
+            uint32_t four;
+            memcpy(&four, q + 4 * k, 4);
+            __asm__("" : "+r"(four));    /* else gcc 12 loads vectors and takes them apart, in three times the time */
+            memcpy(group[b].q[k][t], &four, 4);
+        }
         group[b].d[t] = d[b];
         group[b].minus_sum[t] = -sum[b];
         group[b].minus_half[t] = -half[b];
