@@ -60,6 +60,7 @@ struct kernels {
     void (*gelu_erf)(float *x, int64_t n);                                            /* x * (1 + erf(x / sqrt 2)) / 2 */
     void (*gelu_tanh)(float *x, int64_t n);                                           /* the tanh approximation of it */
     void (*silu_mul)(float *x, const float *y, int64_t n);                            /* x = x / (1 + e^-x) * y */
+    void (*add)(float *y, const float *x, int64_t n);                                 /* y += x; they do not overlap */
     void (*halves)(const float *x, int64_t n, uint16_t *h);                           /* f16, rounded to nearest even */
     void (*attention)(const struct attention *a);
     int64_t (*mac_peak)(int64_t n);      /* makes about n int8 multiply-adds in registers, the fastest way there is; returns how many */

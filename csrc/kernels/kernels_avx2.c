@@ -162,6 +162,7 @@ void kernels_init_avx2(struct kernels *k) {
     k->gelu_erf = gelu_erf_avx2;
     k->gelu_tanh = gelu_tanh_avx2;
     k->silu_mul = silu_mul_avx2;
+    k->add = add_avx2;
     k->halves = halves_avx2;
     k->attention = attention_avx2;
     k->mac_peak = mac_peak_avx2;

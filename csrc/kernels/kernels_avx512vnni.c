@@ -96,6 +96,7 @@ void kernels_init_avx512vnni(struct kernels *k) {
     k->gelu_erf = gelu_erf_avx512vnni;
     k->gelu_tanh = gelu_tanh_avx512vnni;
     k->silu_mul = silu_mul_avx512vnni;
+    k->add = add_avx512vnni;
     k->attention = attention_avx512vnni;
     k->mac_peak = mac_peak_avx512vnni;
 }

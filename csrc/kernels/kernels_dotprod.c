@@ -231,6 +231,7 @@ void kernels_init_dotprod(struct kernels *k) {
     k->gelu_erf = gelu_erf_dotprod;
     k->gelu_tanh = gelu_tanh_dotprod;
     k->silu_mul = silu_mul_dotprod;
+    k->add = add_dotprod;
     k->halves = halves_dotprod;
     k->attention = attention_dotprod;
     k->mac_peak = mac_peak_dotprod;

@@ -94,6 +94,10 @@ static void rms_norm_scalar(const float *x, const float *w, float eps, int64_t n
     for (int64_t i = 0; i < n; i++) y[i] = x[i] * scale * w[i];
 }
 
+static void add_scalar(float *y, const float *x, int64_t n) {
+    for (int64_t i = 0; i < n; i++) y[i] += x[i];
+}
+
 static void silu_mul_scalar(float *x, const float *y, int64_t n) {
     for (int64_t i = 0; i < n; i++) x[i] = x[i] / (1 + expf(-x[i])) * y[i];
 }
@@ -159,6 +163,7 @@ void kernels_init_scalar(struct kernels *k) {
         .gelu_erf = gelu_erf_scalar,
         .gelu_tanh = gelu_tanh_scalar,
         .silu_mul = silu_mul_scalar,
+        .add = add_scalar,
         .halves = halves_scalar,
         .attention = attention_scalar,
         .mac_peak = mac_peak_scalar,

@@ -101,7 +101,7 @@ void op_rows(const struct worker *w, const struct weight *weight, const float *b
         .n_in = weight->n_in, .n_out = (int)(rows.end - rows.begin), .n_tok = in.n,
     });
     for (int t = 0; bias && t < in.n; t++)
-        for (int64_t r = rows.begin; r < rows.end; r++) y[(size_t)t * y_stride + (size_t)r] += bias[r];
+        k->add(y + (size_t)t * y_stride + rows.begin, bias + rows.begin, rows.end - rows.begin);
 }
 
 void op_linear(struct worker *w, const struct weight *weight, const float *bias, struct input in, float *y, size_t y_stride) {
@@ -112,8 +112,10 @@ void op_linear_add(struct worker *w, const struct weight *weight, const float *b
     size_t stride = (size_t)weight->n_out;
     for (struct share s = op_share(w, weight, in.n); op_take(w, &s);) {
         op_rows(w, weight, bias, in, s.rows, y, stride);
-        for (int t = 0; t < in.n; t++)
-            for (int64_t r = s.rows.begin; r < s.rows.end; r++) x[(size_t)t * stride + (size_t)r] += y[(size_t)t * stride + (size_t)r];
+        for (int t = 0; t < in.n; t++) {
+            size_t at = (size_t)t * stride + (size_t)s.rows.begin;
+            w->step->model->k.add(x + at, y + at, s.rows.end - s.rows.begin);
+        }
     }
 }
 

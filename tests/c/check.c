@@ -697,6 +697,34 @@ static void silu_mul_check(const struct quant *type, void *fn_, void *ref) {
     silu_values_check(fn, x, y, n);
 }
 
+/* ---- add ---------------------------------------------------------------------------------------------------------- */
+
+typedef void add_fn(float *y, const float *x, int64_t n);
+
+/* To the bit: there is but one sum of two floats. */
+static void add_check(const struct quant *type, void *fn_, void *ref) {
+    (void)type, (void)ref;
+    add_fn *fn = *(add_fn **)fn_;
+    for (int n = 1; n <= 200; n++)
+        for (int mode = 0; mode < N_MODES; mode++) {
+            float x[200], y[200];
+            size_t bytes = (size_t)n * 4;
+            snprintf(test_case, sizeof test_case, "n %d, %s", n, mode_names[mode]);
+            fill_floats(x, n, (enum mode)mode, 8);
+            fill_floats(y, n, (enum mode)mode, 8);
+            float *got = place(0, bytes, mostly()), *by = place(1, bytes, mostly());
+            memcpy(got, y, bytes);
+            memcpy(by, x, bytes);
+            lock(1);
+            fn(got, by, n);
+            red_zones_check(0, got, bytes);
+            for (int i = 0; i < n; i++) {
+                float sum = y[i] + x[i];
+                if (memcmp(&got[i], &sum, 4)) fail("of %.9g and %.9g is %.9g, not %.9g", y[i], x[i], got[i], sum);
+            }
+        }
+}
+
 /* ---- halves ------------------------------------------------------------------------------------------------------- */
 
 typedef void halves_fn(const float *x, int64_t n, uint16_t *h);
@@ -1030,6 +1058,7 @@ static void call_silu(struct work *w) {
     memcpy(w->y, w->x, (size_t)w->n * 4);
     (*(silu_fn **)w->fn)(w->y, w->w, w->n);
 }
+static void call_add(struct work *w) { (*(add_fn **)w->fn)(w->y, w->x, w->n); }
 static void call_halves(struct work *w) { (*(halves_fn **)w->fn)(w->x, w->n, (uint16_t *)w->y); }
 static void call_attention(struct work *w) {             /* one head after the other */
     w->head = (w->head + 1) % w->n_heads;
@@ -1098,6 +1127,7 @@ static void act_q8_bench(const struct quant *type, void *fn, void *ref) {
 static void layer_norm_bench(const struct quant *type, void *fn, void *ref) { (void)type; vector_bench(call_norm, 768, fn, ref); }
 static void gelu_bench(const struct quant *type, void *fn, void *ref) { (void)type; vector_bench(call_gelu, 3072, fn, ref); }
 static void rms_norm_bench(const struct quant *type, void *fn, void *ref) { (void)type; vector_bench(call_rms_norm, 2048, fn, ref); }
+static void add_bench(const struct quant *type, void *fn, void *ref) { (void)type; vector_bench(call_add, 8192, fn, ref); }
 static void silu_mul_bench(const struct quant *type, void *fn, void *ref) { (void)type; vector_bench(call_silu, 8192, fn, ref); }
 static void halves_bench(const struct quant *type, void *fn, void *ref) { (void)type; vector_bench(call_halves, 2048, fn, ref); }
 
@@ -1434,6 +1464,7 @@ static const struct kernel kernels[] = {
     {"gelu_tanh", offsetof(struct kernels, gelu_tanh), gelu_tanh_check, gelu_bench},
     {"rms_norm", offsetof(struct kernels, rms_norm), rms_norm_check, rms_norm_bench},
     {"silu_mul", offsetof(struct kernels, silu_mul), silu_mul_check, silu_mul_bench},
+    {"add", offsetof(struct kernels, add), add_check, add_bench},
     {"halves", offsetof(struct kernels, halves), halves_check, halves_bench},
     {"attention", offsetof(struct kernels, attention), attention_check, attention_bench},
     {"mac_peak", offsetof(struct kernels, mac_peak), mac_peak_check, mac_peak_bench},
