@@ -42,15 +42,17 @@ class Peer:
         features = features.replace("CPU : ", "built for ")
         return f"llama-cpp-python {llama.__version__}, llama.cpp {llama.llama_version().decode()}, {features}"
 
-    def quantize(self, source: str, target: str, type: str, threads: int) -> None:
-        """As llama-quantize does: its own mixture of types."""
+    def quantize(self, source: str, target: str, type: str, threads: int, pure: bool = False) -> None:
+        """As llama-quantize does: its own mixture of types, or every matrix of the same."""
         p = llama.llama_model_quantize_default_params()
-        p.ftype, p.nthread = getattr(llama, f"LLAMA_FTYPE_MOSTLY_{type}"), threads
+        p.ftype, p.nthread, p.pure = getattr(llama, f"LLAMA_FTYPE_MOSTLY_{type}"), threads, pure
         if llama.llama_model_quantize(source.encode(), target.encode(), ctypes.byref(p)):
             raise RuntimeError(f"llama.cpp could not quantize {source} to {type}")
 
-    def load(self, path: str, threads: int, n_ctx: int, n_seq: int = 1, flash: str = "auto") -> None:
-        """A model, if it is another one, and a fresh context."""
+    def load(
+        self, path: str, threads: int, n_ctx: int, n_seq: int = 1, flash: str = "auto", exact_cache: bool = False
+    ) -> None:
+        """A model, if it is another one, and a fresh context, its cache in f16 or f32."""
         if self._context:
             llama.llama_free(self._context)
             self._context = None
@@ -66,6 +68,8 @@ class Peer:
         p.n_ctx, p.n_seq_max, p.n_batch, p.n_ubatch = n_ctx * n_seq, n_seq, N_BATCH, N_UBATCH
         p.n_threads = p.n_threads_batch = threads
         p.flash_attn_type = FLASH[flash]
+        if exact_cache:
+            p.type_k = p.type_v = llama.GGML_TYPE_F32
         self._context = llama.llama_init_from_model(self._model, p)
         if not self._context:
             raise RuntimeError(f"llama.cpp could not make a context of {n_ctx} tokens")

@@ -7,6 +7,7 @@ from html import escape
 from statistics import median
 from typing import Any
 
+import agreement
 import exactness
 import own
 from machine import THREADS, interval, limits_text, spread
@@ -139,7 +140,8 @@ def write_results(store: dict[str, Any]) -> str:
     """The whole page."""
     items = store["items"]
     sections = [write_race(items)] if by_work(items) else []
-    parts = {exactness.NAME: exactness.write} | {name: write for name, (_, write) in own.PARTS.items()}
+    compared = {part.NAME: part.write for part in (agreement, exactness)}
+    parts = compared | {name: write for name, (_, write) in own.PARTS.items()}
     for name, write in parts.items():
         if name in items:
             sections.append(write(items[name]["found"]))

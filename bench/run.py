@@ -19,6 +19,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import agreement
 import exactness
 import own
 import report
@@ -72,10 +73,10 @@ def main() -> int:
         return 0
     works = [work for work in WORKS if re.search(o.only, work.name)]
     parts = [name for name in own.PARTS if re.search(o.only, name) and not (o.quick and name == "conversion")]
-    exact = re.search(o.only, exactness.NAME) and not o.quick
-    if o.list or not (works or parts or exact):
+    compared = [part for part in (agreement, exactness) if re.search(o.only, part.NAME) and not o.quick]
+    if o.list or not (works or parts or compared):
         print(
-            "\n".join([work.name for work in works] + [exactness.NAME] * bool(exact) + parts)
+            "\n".join([work.name for work in works] + [part.NAME for part in compared] + parts)
             or f"nothing is called {o.only!r}: see --list"
         )
         return not o.list
@@ -84,17 +85,17 @@ def main() -> int:
     BUILD.mkdir(parents=True, exist_ok=True)
     failed = 0
     try:
-        peer = (o.peer or peer_python()) if works or exact else None
+        peer = (o.peer or peer_python()) if works or compared else None
     except Missing as error:
         print(f"bench: {error}", file=sys.stderr)
-        works, exact, failed = [], None, 1
+        works, compared, failed = [], [], 1
     store = Store(kept, n_rounds)
     try:
         if works:
             race(works, peer, n_rounds, o.quick, store.keep)
-        if exact:
+        for part in compared:
             with tempfile.TemporaryDirectory() as folder:
-                store.keep(exactness.NAME, {"found": exactness.measure(Path(folder), peer)})
+                store.keep(part.NAME, {"found": part.measure(Path(folder), peer)})
     except WorkerError as error:
         print(f"bench: {error}", file=sys.stderr)
         failed = 1

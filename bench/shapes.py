@@ -68,6 +68,10 @@ SHAPES = {
     "llama-3.2-1b": Shape(
         "llama", LLAMA3, d=2048, layers=16, heads=32, kv=8, ff=8192, ctx=131072, tied=True, theta=5e5
     ),
+    "tiny-gpt2": Shape("gpt2", 512, d=256, layers=3, heads=4, kv=4, ff=1024, ctx=64, tied=True),
+    "tiny-llama": Shape("llama", 512, d=256, layers=3, heads=4, kv=2, ff=768, ctx=64, theta=1e4),
+    "tiny-qwen2": Shape("qwen2", 512, d=256, layers=3, heads=4, kv=1, ff=768, ctx=64, theta=1e6),
+    "tiny-qwen3": Shape("qwen3", 512, d=256, layers=3, heads=4, kv=2, ff=768, ctx=64, theta=1e6),
 }
 
 
@@ -142,6 +146,9 @@ def tensors(s: Shape) -> Iterator[tuple[str, tuple[int, ...]]]:
         else:
             for name, rows in (("attn_q", s.d), ("attn_k", rows_kv), ("attn_v", rows_kv)):
                 yield from linear(p + name, rows, s.d, bias=s.arch == "qwen2")
+        if s.arch == "qwen3":
+            for name in ("attn_q_norm", "attn_k_norm"):
+                yield f"{p}{name}.weight", (s.d // s.heads,)
         yield from linear(p + "attn_output", s.d, s.d)
         yield from norm(p + "ffn_norm")
         if not gpt2:

@@ -19,7 +19,10 @@
 #define cpu_relax() ((void)0)
 #endif
 
-enum { LINE = 128 };                       /* two cache lines: processors fetch them in pairs */
+enum {
+    LINE = 128,                            /* two cache lines: processors fetch them in pairs */
+    STACK_BYTES = 1 << 20                  /* kernels take 130 KB; some systems give a thread no more */
+};
 
 struct worker_state {
     _Alignas(LINE) atomic_uint arrived;    /* barriers of the current run that this worker has reached */
@@ -164,13 +167,19 @@ static int start_workers(struct pool *pool, int size) {
     pthread_cond_init(&pool->wake, NULL);
     atomic_store(&pool->sleepers, 0);
     pool->forks = atomic_load(&fork_count);
-    for (int i = 0; i < size; i++) {
-        pool->workers[i].pool = pool;
-        pool->workers[i].index = i;
-        atomic_store(&pool->workers[i].done, atomic_load(&pool->ticket));
-        if (i > 0 && pthread_create(&pool->workers[i].thread, NULL, worker_main, &pool->workers[i]) != 0) return i;
+    pthread_attr_t roomy;
+    pthread_attr_init(&roomy);
+    pthread_attr_setstacksize(&roomy, STACK_BYTES);
+    int started = 0;
+    for (; started < size; started++) {
+        struct worker_state *w = &pool->workers[started];
+        w->pool = pool;
+        w->index = started;
+        atomic_store(&w->done, atomic_load(&pool->ticket));
+        if (started > 0 && pthread_create(&w->thread, &roomy, worker_main, w) != 0) break;
     }
-    return size;
+    pthread_attr_destroy(&roomy);
+    return started;
 }
 
 struct pool *pool_new(int n) {

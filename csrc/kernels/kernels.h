@@ -4,7 +4,9 @@
  * Scalar C (kernels_scalar.c) is the truth. Each kernels_<isa>.c overwrites the entries that it does better; names end in the
  * instruction set: matmul_q8_0_avx2. tests/c/check.c proves every entry of every row against the scalar one.
  *
- * The order of a float sum is fixed (16 lanes for f32, f16, bf16 and norms; block after block for quantized weights), so one instruction set gives one result for any number of threads and whatever is computed in the same call. Results of different instruction sets differ within 2 * n * FLT_EPSILON * sum|w * x|.
+ * The order of a float sum is fixed (16 lanes for f32, f16, bf16 and norms; block after block for quantized weights), so one
+ * instruction set gives one result for any number of threads and whatever is computed in the same call. Quantized weights give the
+ * same bits on all of them; sums of floats differ within 2 * n * FLT_EPSILON * sum|w * x|.
  */
 #ifndef PYGPT_KERNELS_H
 #define PYGPT_KERNELS_H

@@ -296,7 +296,7 @@ static void weights_read(const struct quant *type, const void *row, int64_t n, f
 
 /* One problem. fn against ref, or, if ref is NULL (scalar itself), against sums in double. Every float evaluation of a sum of n
  * products is within n * FLT_EPSILON / 2 * sum|w * x| (Higham 2002, section 4.2) and a little for rounding the products; the
- * factor 2 leaves room for the latter, and two evaluations differ by twice that. Products that underflow add 2^-149 each, times
+ * factor 2 leaves room for the latter, and two evaluations differ by twice that; those of codes do not differ at all. Products that underflow add 2^-149 each, times
  * the integers (below 2^14) that a rounded product of scales may be multiplied with. */
 static void matmul_case(const struct quant *type, matmul_fn *fn, matmul_fn *ref, int n_out, int n_tok, int64_t n_in,
                         enum mode mode) {
@@ -338,6 +338,8 @@ static void matmul_case(const struct quant *type, matmul_fn *fn, matmul_fn *ref,
             double bound = exact ? 0 : 2 * (double)n_in * (FLT_EPSILON * magnitude + 0x1p14 * 0x1p-149);
             if (!(fabs(got - expected) <= bound))
                 fail("row %d, token %d is %.9g, not %.9g within %.3g", r, t, got, expected, bound);
+            if (want && type->codes && bits_of(got) != bits_of(want[t * n_out + r]))
+                fail("row %d, token %d is %.9g, and %.9g in scalar C, which must be the same bits", r, t, got, want[t * n_out + r]);
         }
     }
 
