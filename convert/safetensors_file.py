@@ -7,15 +7,15 @@ Offsets count from the first byte of the data. The format allows no holes and no
 
 from __future__ import annotations
 
-import os
 from math import prod
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
-from pygpt._lib import BadFormat, Error
+from pygpt._lib import BadFormat
 
 from .json_file import parse_object
+from .tensor_file import TensorFile
 from .torch_file import Storage, Tensor
 from .unpickle import shown
 
@@ -41,40 +41,13 @@ DTYPES = {  # name in the header: our name, numpy's type of the raw bytes
 }
 
 
-class SafetensorsFile:
+class SafetensorsFile(TensorFile):
     """An open file of safetensors: `tensors` by their names."""
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = os.fspath(path)
-        self._file: BinaryIO = open(path, "rb")
-        try:
-            self.bytes = os.fstat(self._file.fileno()).st_size
-            self.tensors = self._read_header()
-        except BaseException:
-            self.close()
-            raise
+    WRITER = "safetensors"
 
-    def __enter__(self) -> SafetensorsFile:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        self._file.close()
-
-    def read(self, position: int, size: int) -> bytes:
-        self._file.seek(position)
-        data = self._file.read(size)
-        if len(data) != size:
-            raise BadFormat(
-                f"{self.path}: {size} bytes were expected at {position}, the file has {len(data)} there; "
-                "it was cut short, copy it again"
-            )
-        return data
-
-    def damaged(self, what: str) -> Error:
-        return BadFormat(f"{self.path}: {what}; the file is damaged or was not written by safetensors")
+    def read_contents(self) -> None:
+        self.tensors = self._read_header()
 
     def _read_header(self) -> dict[str, Tensor]:
         length = int.from_bytes(self._file.read(8), "little")

@@ -10,20 +10,19 @@ file runs (see unpickle.py). It knows no model: names and meanings belong to the
 from __future__ import annotations
 
 import io
-import os
 import struct
 import zipfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from math import prod
-from typing import BinaryIO, Protocol
 
 import numpy as np
 
-from pygpt._lib import BadFormat, Error
+from pygpt._lib import BadFormat
 
 from . import unpickle
+from .tensor_file import TensorFile
 from .unpickle import Damaged, Global, Stub, shown
 
 CHUNK = 4 << 20  # bytes of float32 that are in memory at a time
@@ -47,19 +46,11 @@ DTYPES = {  # class of the storage: name, numpy's type of the raw bytes
 }
 
 
-class File(Protocol):
-    """What a storage is read from."""
-
-    path: str
-
-    def read(self, position: int, size: int) -> bytes: ...
-
-
 @dataclass(eq=False)
 class Storage:
     """A run of numbers in the file."""
 
-    file: File
+    file: TensorFile
     key: str
     dtype: str
     raw: np.dtype
@@ -180,55 +171,28 @@ def is_torch_file(path: str) -> bool:
         return file.read(len(LEGACY_MAGIC)).startswith((ZIP_MAGIC, LEGACY_MAGIC))
 
 
-class TorchFile:
+class TorchFile(TensorFile):
     """An open file of torch.save: `value` is the object in it, with `Tensor`s where tensors were."""
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = os.fspath(path)
+    WRITER = "torch.save"
+
+    def read_contents(self) -> None:
         self.storages: dict[tuple[str, str, int], Storage] = {}
         self._zip: dict[str, zipfile.ZipInfo] | None = None  # entries by their names below the root; None: a stream
         self._order = "<"
-        self._file: BinaryIO = open(path, "rb")
-        try:
-            self.bytes = os.fstat(self._file.fileno()).st_size
-            magic = self._file.read(len(LEGACY_MAGIC))
-            if magic.startswith(ZIP_MAGIC):
-                self._zip = self._open_zip()
-                if "byteorder" in self._zip and self._zip_entry("byteorder", 16) == b"big":
-                    self._order = ">"
-                self.value = self._load(io.BytesIO(self._zip_entry("data.pkl", unpickle.MAX_BYTES)))
-            elif magic == LEGACY_MAGIC:
-                self.value = self._load_stream()
-            else:
-                raise BadFormat(
-                    f"{self.path}: not a file of torch.save: expected a zip or torch's older stream, "
-                    f"found the bytes {magic[:8].hex(' ') or '(none: the file is empty)'}"
-                )
-        except BaseException:
-            self.close()
-            raise
-
-    def __enter__(self) -> TorchFile:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        self._file.close()
-
-    def read(self, position: int, size: int) -> bytes:
-        self._file.seek(position)
-        data = self._file.read(size)
-        if len(data) != size:
+        magic = self._file.read(len(LEGACY_MAGIC))
+        if magic.startswith(ZIP_MAGIC):
+            self._zip = self._open_zip()
+            if "byteorder" in self._zip and self._zip_entry("byteorder", 16) == b"big":
+                self._order = ">"
+            self.value = self._load(io.BytesIO(self._zip_entry("data.pkl", unpickle.MAX_BYTES)))
+        elif magic == LEGACY_MAGIC:
+            self.value = self._load_stream()
+        else:
             raise BadFormat(
-                f"{self.path}: {size} bytes were expected at {position}, the file has {len(data)} there; "
-                "it was cut short, copy it again"
+                f"{self.path}: not a file of torch.save: expected a zip or torch's older stream, "
+                f"found the bytes {magic[:8].hex(' ') or '(none: the file is empty)'}"
             )
-        return data
-
-    def damaged(self, what: object) -> Error:
-        return BadFormat(f"{self.path}: {what}; the file is damaged or was not written by torch.save")
 
     # ---- the pickle inside
 
