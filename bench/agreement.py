@@ -36,6 +36,12 @@ TYPES = {
 IDS = 48
 
 
+def own_engine() -> Any:
+    """pygpt, called as the peer's worker is."""
+    own = Own()
+    return lambda do, **arguments: getattr(own, do)(**arguments)
+
+
 def logits(engine: Any, path: Path, ids: list[int], **more: Any) -> np.ndarray:
     """After every id: (ids, n_vocab)."""
     engine("load", path=str(path), threads=THREADS, n_ctx=len(ids), **more)
@@ -49,11 +55,7 @@ def cosine(a: np.ndarray, b: np.ndarray) -> float:
 
 def measure(folder: Path, peer: Path) -> list[dict[str, Any]]:
     """Per architecture: in f32 the largest difference; per type the cosines, as write() says."""
-    found, own = [], Own()
-
-    def here(do: str, **arguments: Any) -> Any:
-        return getattr(own, do)(**arguments)
-
+    found, here = [], own_engine()
     with peer_worker(peer) as there:
         for arch in ARCHITECTURES:
             source, plain = folder / f"{arch}.gguf", folder / f"{arch}-f32.gguf"

@@ -7,13 +7,12 @@ cache does, which no file is to blame for.
 
 from __future__ import annotations
 
-import base64
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from machine import ROOT, THREADS
-from own_worker import Own
+from agreement import logits, own_engine
+from machine import ROOT
 from peer import peer_worker
 from pygpt.convert import convert_checkpoint
 from pygpt.convert.requantize import requantize
@@ -33,17 +32,14 @@ MODELS = {  # the checkpoints that are here; K types need rows of a multiple of 
 }
 
 
-def log_softmax(logits: np.ndarray) -> np.ndarray:
-    logits = logits.astype(np.float64)
-    shifted = logits - logits.max(-1, keepdims=True)
+def log_softmax(x: np.ndarray) -> np.ndarray:
+    shifted = x - x.max(-1, keepdims=True)
     return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
 
 
 def read(engine: Any, path: Path, windows: np.ndarray) -> np.ndarray:
     """Log-probabilities after every id: (windows, n_ctx, n_vocab)."""
-    engine("load", path=str(path), threads=THREADS, n_ctx=windows.shape[1])
-    found = [np.frombuffer(base64.b64decode(engine("every", ids=ids.tolist())), np.float32) for ids in windows]
-    return log_softmax(np.stack(found).reshape(*windows.shape, -1))
+    return log_softmax(np.stack([logits(engine, path, ids.tolist()) for ids in windows]))
 
 
 def loss(log_p: np.ndarray, targets: np.ndarray) -> float:
@@ -52,16 +48,14 @@ def loss(log_p: np.ndarray, targets: np.ndarray) -> float:
 
 def measure(folder: Path, peer: Path) -> list[dict[str, Any]]:
     """Per model and type: KL divergence of windows from float32 in nats per token and the loss, of both engines."""
-    found, own = [], Own()
+    found = []
     text = (EXAMPLE / "input.txt").read_text(encoding="utf-8")
     with peer_worker(peer) as worker:
-        engines = {"own": lambda do, **arguments: getattr(own, do)(**arguments), "peer": worker}
+        engines = {"own": own_engine(), "peer": worker}
         for name, (checkpoint, types) in MODELS.items():
             for type in types if checkpoint.exists() else ():
-                quantized, plain = (
-                    folder / f"{len(found)}.gguf",
-                    folder / f"{len(found)}-f32.gguf",
-                )  # engines keep what they loaded
+                # names of their own: engines keep what they have loaded
+                quantized, plain = folder / f"{len(found)}.gguf", folder / f"{len(found)}-f32.gguf"
                 convert_checkpoint(checkpoint, quantized, type=type)
                 requantize(quantized, plain, "f32")
                 with File(quantized) as file:

@@ -29,6 +29,8 @@ struct matmul {
 };
 typedef void matmul_fn(const struct matmul *m);
 
+enum { STRIPE = 64 };        /* rows that are unpacked together for many vectors: a matrix is best cut between stripes */
+
 enum { KV_TILE = 16, ATTENTION_MAX = 16 };     /* positions per tile of keys; queries per call */
 
 /* One query of one head, and the positions that it sees: begin <= i < end. */

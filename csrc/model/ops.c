@@ -66,14 +66,15 @@ struct input op_input(const struct worker *w, const float *x, const struct norm 
 }
 
 /* Few tokens: pieces so long that what it costs memory to begin one does not count, in rows of whole cache lines (16 floats), which
- * workers then do not share. More: stripes, as panels.inc has them, one by one. */
-enum { PIECE_BYTES = 256 << 10, LINE_ROWS = 16, STRIPE_ROWS = 64 };
+ * workers then do not share. More: stripes, one by one. */
+enum { PIECE_BYTES = 256 << 10, LINE_ROWS = 16 };
 
 struct share op_share(struct worker *w, const struct weight *weight, int n_tok) {
     int many = n_tok > ACT_GROUP;
-    struct share s = {.n_rows = weight->n_out, .unit = many ? STRIPE_ROWS : LINE_ROWS};
+    struct share s = {.n_rows = weight->n_out, .unit = many ? STRIPE : LINE_ROWS};
     s.least = many ? 1 : i64_max(1, PIECE_BYTES / ((int64_t)weight->stride * LINE_ROWS));
     int64_t n_units = (s.n_rows + s.unit - 1) / s.unit;
+    s.most = many ? 1 : n_units;
     if (w->n > 1 && n_units > s.least * w->n) s.round = ++w->round;
     else s.units = range_part(n_units, 1, w->index, w->n);
     return s;
@@ -84,7 +85,7 @@ int op_take(const struct worker *w, struct share *s) {
     if (s->units.begin == s->units.end &&
         (!s->round || !pool_take(w->step->model->pool, w->index, w->n, s->round, n_units, s->least, &s->units)))
         return 0;
-    int64_t end = s->unit == STRIPE_ROWS ? s->units.begin + 1 : s->units.end;
+    int64_t end = i64_min(s->units.begin + s->most, s->units.end);
     s->rows = (struct range){s->units.begin * s->unit, i64_min(end * s->unit, s->n_rows)};
     s->units.begin = end;
     return 1;

@@ -60,7 +60,7 @@ struct input op_input(const struct worker *w, const float *x, const struct norm 
  *     for (struct share s = op_share(w, weight, in.n); op_take(w, &s);) .. s.rows .. */
 struct share {
     struct range rows;                   /* the piece */
-    int64_t n_rows, unit, least;         /* pieces are multiples of unit; least: the units of one */
+    int64_t n_rows, unit, least, most;   /* pieces are multiples of unit; how many are taken at least, and handed out at most */
     struct range units;                  /* taken, but not handed out yet */
     int round;                           /* 0: each worker has but its own part */
 };
