@@ -119,6 +119,7 @@ int gpt_session_eval(gpt_session *session, const struct gpt_row *rows, int n_row
 }
 
 int gpt_session_length(const gpt_session *session, int sequence) { return session_length(session, sequence); }
+int gpt_session_tokens(const gpt_session *session, int sequence, int32_t *ids) { return session_tokens(session, sequence, ids); }
 int gpt_session_rewind(gpt_session *session, int sequence, int length) { return session_rewind(session, sequence, length); }
 
 int gpt_session_copy(const gpt_session *from, int from_sequence, gpt_session *to, int to_sequence) {

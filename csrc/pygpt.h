@@ -130,6 +130,7 @@ void gpt_session_free(gpt_session *session);
 /* logits: (rows that want them, n_vocab), in the order of the rows; NULL if none does. On error nothing was appended. */
 int gpt_session_eval(gpt_session *session, const struct gpt_row *rows, int n_rows, float *logits);
 int gpt_session_length(const gpt_session *session, int sequence);
+int gpt_session_tokens(const gpt_session *session, int sequence, int32_t *ids);     /* writes and returns as many as its length */
 int gpt_session_rewind(gpt_session *session, int sequence, int length);      /* forget all but the first length tokens */
 /* Copies a whole sequence, also between sessions of one model; what the target held is forgotten. */
 int gpt_session_copy(const gpt_session *from, int from_sequence, gpt_session *to, int to_sequence);
@@ -162,7 +163,8 @@ struct gpt_sampling {
     int32_t on_full;         /* GPT_FULL_... */
 };
 
-/* Continues one sequence of a session, which must be empty. The session belongs to the generator until it is freed. */
+/* Continues one sequence of a session. The session belongs to the generator until it is freed, and then holds the whole text, of
+ * which the last token may not have been evaluated. */
 gpt_generator *gpt_generator_new(gpt_session *session, int sequence, const struct gpt_sampling *sampling);
 void gpt_generator_free(gpt_generator *generator);
 /* Appends a prompt, or goes on after the text has ended. GPT_EFULL if ids do not fit behind what the context holds: on_full is

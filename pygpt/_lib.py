@@ -489,6 +489,13 @@ class SessionHandle:
     def length(self) -> int:
         return _check(lib.gpt_session_length(self.open(), 0))
 
+    def ids(self) -> list[int]:
+        """The tokens that the sequence holds."""
+        with self._lock:
+            pointer = self.open()
+            ids = ffi.new("int32_t[]", max(1, _check(lib.gpt_session_length(pointer, 0))))
+            return ffi.unpack(ids, n) if (n := _check(lib.gpt_session_tokens(pointer, 0, ids))) else []
+
     def append(self, ids: array, first: int, logits: Any) -> None:
         """Evaluates ids at the end of the sequence; logits: a writable float32 buffer (len(ids) - first, n_vocab).
 

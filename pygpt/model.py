@@ -87,6 +87,11 @@ class Session:
         return self._handle.length()
 
     @property
+    def ids(self) -> list[int]:
+        """The tokens that it holds."""
+        return self._handle.ids()
+
+    @property
     def n_ctx(self) -> int:
         """Tokens that it can hold."""
         return self._handle.n_ctx
@@ -112,6 +117,26 @@ class Session:
     def append_each(self, ids: array, logits: np.ndarray) -> None:
         """Appends one id after the other, as generating does; each one's logits go to the same float32 [n_vocab]."""
         self._handle.append_each(ids, logits)
+
+    def generate(
+        self,
+        ids: Iterable[int],
+        max_tokens: int | None,
+        sampling: Sampling,
+        banned: Iterable[int] = (),
+        stop: Iterable[int] = (),
+    ) -> IdStream:
+        """Appends ids, at least one, and continues: an iterator of lists of ids, one list about every 0.03 s.
+
+        Until it has ended or is closed the session is its own. Afterwards the session holds the whole text, of which
+        the last token may not have been evaluated yet.
+        """
+        tokens = ids_array(ids)
+        if self.length + len(tokens) > self.n_ctx:
+            raise ContextFull(
+                f"{len(tokens)} tokens after {self.length} do not fit into a context of {self.n_ctx}: shorten the text"
+            )
+        return IdStream(self._handle, tokens, max_tokens, sampling, banned, stop)
 
     def rewind(self, n: int) -> None:
         """Forgets all but the first n tokens."""
@@ -185,13 +210,9 @@ class IdModel:
         stop: Iterable[int] = (),
     ) -> IdStream:
         """Continues ids: an iterator of lists of ids, one list about every 0.03 s."""
-        if max_tokens is not None:
-            max_tokens = whole("max_tokens", max_tokens, 1)
         tokens = ids_array(prompt)
-        if not tokens:
-            raise BadArgument("generating needs at least one id to start from")
         self._fits(len(tokens))
-        return IdStream(self._handle, tokens, max_tokens, sampling, ids_array(banned), ids_array(stop))
+        return IdStream(SessionHandle(self._handle), tokens, max_tokens, sampling, banned, stop, owns=True)
 
     def _fits(self, n: int) -> None:
         if n > self.info.n_ctx:
@@ -212,16 +233,29 @@ class IdStream:
     """A text as it grows: lists of ids. state: "running", "length", "end" (an id that ends it) or "context"."""
 
     def __init__(
-        self, model: ModelHandle, prompt: array, max_tokens: int | None, sampling: Sampling, banned: array, stop: array
+        self,
+        session: SessionHandle,
+        prompt: array,
+        max_tokens: int | None,
+        sampling: Sampling,
+        banned: Iterable[int],
+        stop: Iterable[int],
+        owns: bool = False,
     ) -> None:
+        """owns: the session is closed with the stream."""
+        if not prompt:
+            raise BadArgument("generating needs at least one id to start from")
+        if max_tokens is not None:
+            max_tokens = whole("max_tokens", max_tokens, 1)
         self.sampling = sampling
         self.n_prompt = len(prompt)
         self.n_generated = 0
         self.state = "running"
         self._limit = max_tokens
         self._prompt = prompt
-        self._session = SessionHandle(model)
-        self._core = GeneratorHandle(self._session, banned=banned, stop=stop, **sampling._asdict())
+        self._session = session if owns else None
+        lists = {"banned": ids_array(banned), "stop": ids_array(stop)}
+        self._core = GeneratorHandle(session, **lists, **sampling._asdict())
 
     def read_prompt(self) -> None:
         """Evaluates the prompt. Iterating does it otherwise."""
@@ -250,6 +284,7 @@ class IdStream:
     def close(self) -> None:
         """Frees the core's side of it."""
         self._core.close()
-        self._session.close()
+        if self._session:
+            self._session.close()
         if self.state == "running":
             self.state = "closed"

@@ -365,6 +365,21 @@ int gguf_int(const gpt_file *f, const char *name, int64_t min, int64_t max, int6
     return GPT_OK;
 }
 
+int gguf_ints(const gpt_file *f, const char *name, int64_t min, int64_t max, int64_t n, int *values) {
+    const struct gpt_key *key = gguf_find(f, name);
+    if (!key || !key->is_array || key->count != n)
+        return error_set(GPT_EFORMAT, "%s: expected a key %s with %lld numbers; the file is damaged", f->path, name, (long long)n);
+    struct gpt_key element = *key;
+    for (int64_t i = 0, value = 0; i < n; i++) {
+        if (read_int(&element, &value) || value < min || value > max)
+            return error_set(GPT_EFORMAT, "%s: number %lld of key %s is none from %lld to %lld; the file is damaged", f->path, (long long)i, name,
+                             (long long)min, (long long)max);
+        values[i] = (int)value;
+        element.data = (const char *)element.data + scalar_bytes((uint32_t)key->type);
+    }
+    return GPT_OK;
+}
+
 int gguf_float(const gpt_file *f, const char *name, double *value) {
     const struct gpt_key *key = find_single(f, name);
     float single;

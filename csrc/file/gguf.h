@@ -28,6 +28,8 @@ const struct gpt_tensor *gguf_find_tensor(const gpt_file *file, const char *name
 
 /* Typed values; 0, or GPT_EFORMAT with a sentence if the key is absent or of another type. Integers of any width are taken. */
 int gguf_int(const gpt_file *file, const char *name, int64_t min, int64_t max, int64_t *value);
+/* All numbers of an array, which must have n of them. */
+int gguf_ints(const gpt_file *file, const char *name, int64_t min, int64_t max, int64_t n, int *values);
 int gguf_float(const gpt_file *file, const char *name, double *value);
 /* The only string of a key: its bytes and length, not terminated. */
 int gguf_string(const gpt_file *file, const char *name, const char **text, int64_t *length);

@@ -63,6 +63,9 @@ struct kernels {
     void (*rms_norm)(const float *x, const float *w, float eps, int64_t n, float *y);
     void (*gelu_erf)(float *x, int64_t n);                                            /* x * (1 + erf(x / sqrt 2)) / 2 */
     void (*gelu_tanh)(float *x, int64_t n);                                           /* the tanh approximation of it */
+    void (*relu)(float *x, int64_t n);                                                /* max(x, 0) */
+    void (*relu_squared)(float *x, int64_t n);                                        /* max(x, 0)^2 */
+    void (*softcap)(float *x, float cap, int64_t n);                                  /* cap * tanh(x / cap) */
     void (*silu_mul)(float *x, const float *y, int64_t n);                            /* x = x / (1 + e^-x) * y */
     void (*add)(float *y, const float *x, int64_t n);                                 /* y += x; they do not overlap */
     void (*halves)(const float *x, int64_t n, uint16_t *h);                           /* f16, rounded to nearest even */

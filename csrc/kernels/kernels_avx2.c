@@ -161,6 +161,9 @@ void kernels_init_avx2(struct kernels *k) {
     k->rms_norm = rms_norm_avx2;
     k->gelu_erf = gelu_erf_avx2;
     k->gelu_tanh = gelu_tanh_avx2;
+    k->relu = relu_avx2;
+    k->relu_squared = relu_squared_avx2;
+    k->softcap = softcap_avx2;
     k->silu_mul = silu_mul_avx2;
     k->add = add_avx2;
     k->halves = halves_avx2;

@@ -95,6 +95,9 @@ void kernels_init_avx512vnni(struct kernels *k) {
     k->rms_norm = rms_norm_avx512vnni;
     k->gelu_erf = gelu_erf_avx512vnni;
     k->gelu_tanh = gelu_tanh_avx512vnni;
+    k->relu = relu_avx512vnni;
+    k->relu_squared = relu_squared_avx512vnni;
+    k->softcap = softcap_avx512vnni;
     k->silu_mul = silu_mul_avx512vnni;
     k->add = add_avx512vnni;
     k->attention = attention_avx512vnni;

@@ -230,6 +230,9 @@ void kernels_init_dotprod(struct kernels *k) {
     k->rms_norm = rms_norm_dotprod;
     k->gelu_erf = gelu_erf_dotprod;
     k->gelu_tanh = gelu_tanh_dotprod;
+    k->relu = relu_dotprod;
+    k->relu_squared = relu_squared_dotprod;
+    k->softcap = softcap_dotprod;
     k->silu_mul = silu_mul_dotprod;
     k->add = add_dotprod;
     k->halves = halves_dotprod;

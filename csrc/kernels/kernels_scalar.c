@@ -98,6 +98,18 @@ static void add_scalar(float *y, const float *x, int64_t n) {
     for (int64_t i = 0; i < n; i++) y[i] += x[i];
 }
 
+static void relu_scalar(float *x, int64_t n) {
+    for (int64_t i = 0; i < n; i++) x[i] = x[i] > 0 ? x[i] : 0;
+}
+
+static void relu_squared_scalar(float *x, int64_t n) {        /* So et al. 2021, "Primer", arXiv:2109.08668, section 3 */
+    for (int64_t i = 0; i < n; i++) x[i] = x[i] > 0 ? x[i] * x[i] : 0;
+}
+
+static void softcap_scalar(float *x, float cap, int64_t n) {  /* Gemma 2, arXiv:2408.00118, section 2 */
+    for (int64_t i = 0; i < n; i++) x[i] = cap * tanhf(x[i] / cap);
+}
+
 static void silu_mul_scalar(float *x, const float *y, int64_t n) {
     for (int64_t i = 0; i < n; i++) x[i] = x[i] / (1 + expf(-x[i])) * y[i];
 }
@@ -162,6 +174,9 @@ void kernels_init_scalar(struct kernels *k) {
         .rms_norm = rms_norm_scalar,
         .gelu_erf = gelu_erf_scalar,
         .gelu_tanh = gelu_tanh_scalar,
+        .relu = relu_scalar,
+        .relu_squared = relu_squared_scalar,
+        .softcap = softcap_scalar,
         .silu_mul = silu_mul_scalar,
         .add = add_scalar,
         .halves = halves_scalar,

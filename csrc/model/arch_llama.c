@@ -31,6 +31,7 @@ struct llama {
     struct norm output_norm;
     const float *rope_freqs;
     struct rope rope;
+    int window;
     struct llama_layer layers[];
 };
 
@@ -54,9 +55,7 @@ static int read_hparams(struct gpt_model *m) {
         (rc = model_key_int_if(m, "attention.key_length", 1, 1 << 16, &h->head_dim)))
         return rc;
     value_dim = h->head_dim;
-    if ((rc = model_key_int_if(m, "attention.value_length", 1, 1 << 16, &value_dim)) ||
-        (rc = model_key_int_if(m, "attention.sliding_window", 0, 1 << 24, &h->window)))
-        return rc;
+    if ((rc = model_key_int_if(m, "attention.value_length", 1, 1 << 16, &value_dim))) return rc;
     if (h->head_dim < 1 || h->n_head % h->n_head_kv)
         return error_set(GPT_EFORMAT, "%s: %d heads of queries, %d of keys, a width of %d; expected whole groups; the file is damaged",
                          gguf_path(m->file), h->n_head, h->n_head_kv, h->n_embd);
@@ -118,7 +117,7 @@ int llama_load(struct gpt_model *m, int rope_halves) {
     if (rc) return rc;
     struct llama *g = m->layers = calloc(1, sizeof *g + (size_t)h->n_layer * sizeof g->layers[0]);
     if (!g) return error_set(GPT_ENOMEM, "%s: no memory for %d layers", gguf_path(m->file), h->n_layer);
-    if ((rc = bind_model(m, g)) || (rc = rope_init(&g->rope, m, g->rope_freqs, rope_halves))) return rc;
+    if ((rc = model_key_int_if(m, "attention.sliding_window", 0, 1 << 24, &g->window)) || (rc = bind_model(m, g)) || (rc = rope_init(&g->rope, m, g->rope_freqs, rope_halves))) return rc;
     m->step_bytes = op_weight_bytes(&g->head);
     for (int i = 0; i < h->n_layer && !rc; i++) {
         rc = bind_layer(m, &g->layers[i], i);
@@ -142,7 +141,7 @@ static void attend(struct worker *w, const struct llama *g, const struct llama_l
     struct work *b = &w->step->model->work;
     const struct hparams *h = &w->step->model->h;
     const int n_q = h->n_head * h->head_dim, n_kv = h->n_head_kv * h->head_dim, n = w->step->n_rows;
-    const struct heads heads = {b->wide, b->wide + n_q, b->wide + n_q + n_kv, (size_t)(n_q + 2 * n_kv), l->q_norm, l->k_norm, &g->rope};
+    const struct heads heads = {b->wide, b->wide + n_q, b->wide + n_q + n_kv, (size_t)(n_q + 2 * n_kv), l->q_norm, l->k_norm, &g->rope, g->window};
     struct input in = op_input(w, b->x, &l->attn_norm, FOR(&l->q, &l->k, &l->v), NULL, n);
     op_linear(w, &l->q, l->q_bias, in, heads.q, heads.stride);
     op_linear(w, &l->k, l->k_bias, in, heads.k, heads.stride);

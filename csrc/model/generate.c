@@ -12,6 +12,7 @@ struct gpt_generator {
     int sequence, state;
     int32_t *history;            /* [n_history] all ids, prompt included */
     int64_t n_history, capacity;
+    int64_t n_fed;               /* ids that were given, beside those that the sequence held */
     int64_t n_evaluated;         /* of history; the last id chosen is evaluated when the next one is asked for */
     uint64_t draws;
     float *logits;               /* [n_vocab] after the last evaluated id */
@@ -19,12 +20,8 @@ struct gpt_generator {
 };
 
 struct gpt_generator *generator_new(struct gpt_session *session, int sequence, const struct gpt_sampling *sampling) {
-    int n_vocab = session->model->h.n_vocab, n_ctx = session->kv.n_ctx;
-    if (session_length(session, sequence) != 0) {
-        if (session_length(session, sequence) > 0)
-            error_set(GPT_EINVAL, "sequence %d holds %d tokens; generation starts from an empty one", sequence, session_length(session, sequence));
-        return NULL;
-    }
+    int n_vocab = session->model->h.n_vocab, n_ctx = session->kv.n_ctx, length = session_length(session, sequence);
+    if (length < 0) return NULL;
     if (sampling->on_full < GPT_FULL_EXACT || sampling->on_full > GPT_FULL_STOP) {
         error_set(GPT_EINVAL, "on_full is %d; expected GPT_FULL_EXACT, GPT_FULL_JUMP or GPT_FULL_STOP", sampling->on_full);
         return NULL;
@@ -41,7 +38,10 @@ struct gpt_generator *generator_new(struct gpt_session *session, int sequence, c
     g->history = malloc((size_t)g->capacity * sizeof *g->history);
     g->logits = malloc((size_t)n_vocab * sizeof *g->logits);
     g->rows = malloc((size_t)n_ctx * sizeof *g->rows);
-    if (g->history && g->logits && g->rows) return g;
+    if (g->history && g->logits && g->rows) {
+        g->n_history = g->n_evaluated = session_tokens(session, sequence, g->history);
+        return g;
+    }
     error_set(GPT_ENOMEM, "no memory to generate with a context of %d tokens", n_ctx);
     generator_free(g);
     return NULL;
@@ -107,14 +107,14 @@ int generator_feed(struct gpt_generator *g, const int32_t *ids, int n) {
     }
     if (!rc) rc = catch_up(g);
     if (rc) g->n_history = before;
-    else g->state = GPT_RUNNING;
+    else g->state = GPT_RUNNING, g->n_fed += n;
     return rc;
 }
 
 int generator_next(struct gpt_generator *g, int32_t *ids, int capacity, double seconds) {
     double end = os_seconds() + seconds;
     int n = 0;
-    if (g->n_history == 0) return error_set(GPT_EINVAL, "nothing to continue; feed a prompt first");
+    if (g->n_fed == 0) return error_set(GPT_EINVAL, "nothing to continue; feed a prompt first");
     while (n < capacity && g->state == GPT_RUNNING) {
         int rc = catch_up(g);
         if (rc) return n ? n : rc;                       /* what there is first: the next call fails again */

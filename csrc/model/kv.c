@@ -20,13 +20,15 @@ int kv_init(struct kv *kv, const struct hparams *h, int n_sequence, int n_ctx) {
                      __builtin_mul_overflow(heads, head_keys(kv), &k) || __builtin_mul_overflow(heads, head_values(kv), &v) ||
                      __builtin_add_overflow(k, v, &total) || total > PTRDIFF_MAX || (n_ctx && total > os_physical_memory());
     if (!impossible) {
-        kv->k_bytes = k;
-        kv->v_bytes = v;
-        kv->k = os_pages(k);
-        kv->v = os_pages(v);
+        kv->k_bytes = (size_t)i64_max(1, (int64_t)k);            /* a model without layers keeps nothing */
+        kv->v_bytes = (size_t)i64_max(1, (int64_t)v);
+        kv->token_bytes = (size_t)n_sequence * (size_t)kv->n_ctx * sizeof *kv->tokens;
+        kv->k = os_pages(kv->k_bytes);
+        kv->v = os_pages(kv->v_bytes);
+        kv->tokens = os_pages(kv->token_bytes);
         kv->length = calloc((size_t)n_sequence, sizeof *kv->length);
     }
-    if (kv->k && kv->v && kv->length) return GPT_OK;
+    if (kv->k && kv->v && kv->tokens && kv->length) return GPT_OK;
     double megabytes = ((double)head_keys(kv) + (double)head_values(kv)) * 1e-6 * n_sequence * h->n_layer * h->n_head_kv;
     kv_free(kv);
     return error_set(GPT_ENOMEM, "a context of %d tokens times %d sequences takes %.1f MB, and this machine has %.1f MB; ask for a smaller one",
@@ -36,8 +38,10 @@ int kv_init(struct kv *kv, const struct hparams *h, int n_sequence, int n_ctx) {
 void kv_free(struct kv *kv) {
     os_pages_free(kv->k, kv->k_bytes);
     os_pages_free(kv->v, kv->v_bytes);
+    os_pages_free(kv->tokens, kv->token_bytes);
     free(kv->length);
     kv->k = kv->v = NULL;
+    kv->tokens = NULL;
     kv->length = NULL;
 }
 
@@ -51,6 +55,8 @@ static char *keys_at(const struct kv *kv, int sequence, int layer, int head) {
 static char *values_at(const struct kv *kv, int sequence, int layer, int head) {
     return kv->v + head_index(kv, sequence, layer, head) * head_values(kv);
 }
+
+int32_t *kv_tokens(const struct kv *kv, int sequence) { return kv->tokens + (size_t)sequence * (size_t)kv->n_ctx; }
 
 const void *kv_keys(const struct kv *kv, int sequence, int layer, int head) { return keys_at(kv, sequence, layer, head); }
 const void *kv_values(const struct kv *kv, int sequence, int layer, int head) { return values_at(kv, sequence, layer, head); }
@@ -82,5 +88,6 @@ void kv_copy(const struct kv *from, int from_sequence, struct kv *to, int to_seq
             memcpy(keys_at(to, to_sequence, layer, head), keys_at(from, from_sequence, layer, head), k_bytes);
             memcpy(values_at(to, to_sequence, layer, head), values_at(from, from_sequence, layer, head), v_bytes);
         }
+    memcpy(kv_tokens(to, to_sequence), kv_tokens(from, from_sequence), (size_t)length * sizeof *to->tokens);
     to->length[to_sequence] = length;
 }

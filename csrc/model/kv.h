@@ -2,6 +2,7 @@
  *
  *     keys    [sequence][layer][head][tile][head_dim][KV_TILE]     tiles of 16 positions side by side: a query meets 16 keys at a time
  *     values  [sequence][layer][head][position][v_stride]          rows padded with zeros to a multiple of 16
+ *     tokens  [sequence][position]                                 what they are keys and values of
  *
  * Memory is taken page by page as positions are written, so a cache costs what it holds and not what it could hold.
  */
@@ -14,7 +15,8 @@
 
 struct kv {
     char *k, *v;             /* floats, or halves */
-    size_t k_bytes, v_bytes;
+    int32_t *tokens;
+    size_t k_bytes, v_bytes, token_bytes;
     int halves;
     int *length;             /* [n_sequence] positions held */
     int n_sequence, n_ctx, n_layer, n_head_kv, head_dim, v_stride;
@@ -26,6 +28,7 @@ const void *kv_keys(const struct kv *kv, int sequence, int layer, int head);
 const void *kv_values(const struct kv *kv, int sequence, int layer, int head);
 /* Writes one position of one head; k and v have head_dim values. */
 void kv_write(const struct kv *kv, const struct kernels *kernels, int sequence, int layer, int head, int position, const float *k, const float *v);
+int32_t *kv_tokens(const struct kv *kv, int sequence);
 void kv_copy(const struct kv *from, int from_sequence, struct kv *to, int to_sequence);    /* of equal shape, the first positions */
 
 #endif

@@ -11,7 +11,7 @@
 
 /* The table: to add an architecture, write arch_<name>.c and add its row. */
 const struct arch *const archs[] = {
-    &arch_gpt2, &arch_llama, &arch_qwen2, &arch_qwen3,
+    &arch_gpt2, &arch_gpt, &arch_bigram, &arch_llama, &arch_qwen2, &arch_qwen3, &arch_nanochat,
 };
 const int n_archs = countof(archs);
 
@@ -70,17 +70,22 @@ int model_key_common(struct gpt_model *m, const char *norm) {
     return GPT_OK;
 }
 
+float *model_floats(struct gpt_model *m, int64_t n) {
+    float **list = realloc(m->own, (size_t)(m->n_own + 1) * sizeof *list);
+    if (!list) return NULL;
+    m->own = list;
+    return list[m->n_own++] = malloc((size_t)n * sizeof **list);
+}
+
 static int bind_vector(struct gpt_model *m, const struct gpt_tensor *t, const float **field) {
     if (t->type == (int32_t)quant_f32.id) {
         *field = t->data;
         return GPT_OK;
     }
-    float **list = realloc(m->converted, (size_t)(m->n_converted + 1) * sizeof *list);
-    if (list) m->converted = list;
-    float *copy = list ? malloc((size_t)t->shape[0] * sizeof *copy) : NULL;
+    int64_t n = t->shape[0] * t->shape[1];
+    float *copy = model_floats(m, n);
     if (!copy) return error_set(GPT_ENOMEM, "%s: no memory for tensor %s", gguf_path(m->file), t->name);
-    quant_dequantize(quant_find((uint32_t)t->type), t->data, t->shape[0], copy);
-    list[m->n_converted++] = copy;
+    quant_dequantize(quant_find((uint32_t)t->type), t->data, n, copy);
     *field = copy;
     return GPT_OK;
 }
@@ -118,10 +123,10 @@ static int work_init(struct work *w, const struct hparams *h, int n_workers) {
     w->own_bytes = w->own_p + (size_t)round_up(ATTENTION_MAX * (round_up(h->n_ctx, KV_TILE) + KV_TILE) * 4, 128);
     int64_t parts[] = {
         MODEL_BATCH * (int64_t)h->n_embd * 4, MODEL_BATCH * w->n_wide * 4, MODEL_BATCH * w->n_mixed * 4,
-        MODEL_BATCH * w->n_in_max * 4, groups * (int64_t)act_group_bytes(n_in), MODEL_BATCH * w->n_rot * 4,
+        MODEL_BATCH * w->n_kept * 4, MODEL_BATCH * w->n_in_max * 4, groups * (int64_t)act_group_bytes(n_in), MODEL_BATCH * w->n_rot * 4,
         (int64_t)w->own_bytes * n_workers,
     };
-    void *fields[] = {&w->x, &w->wide, &w->mixed, &w->in, &w->act, &w->turns, &w->own};
+    void *fields[] = {&w->x, &w->wide, &w->mixed, &w->kept, &w->in, &w->act, &w->turns, &w->own};
     for (size_t i = 0; i < countof(parts); i++) w->bytes += (size_t)round_up(parts[i], 128);
     w->pages = os_pages(w->bytes);
     if (!w->pages) return error_set(GPT_ENOMEM, "no memory for %zu bytes of buffers", w->bytes);
@@ -193,8 +198,8 @@ void model_close(struct gpt_model *m) {
     if (!m) return;
     pool_free(m->pool);
     os_pages_free(m->work.pages, m->work.bytes);
-    for (int i = 0; i < m->n_converted; i++) free(m->converted[i]);
-    free(m->converted);
+    for (int i = 0; i < m->n_own; i++) free(m->own[i]);
+    free(m->own);
     if (m->arch && m->arch->free) m->arch->free(m);
     free(m->layers);
     gguf_close(m->file);

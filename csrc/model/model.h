@@ -16,7 +16,6 @@ struct worker;
 
 struct hparams {
     int n_vocab, n_ctx, n_layer, n_head, n_head_kv, n_embd, n_ff, head_dim;
-    int window;              /* a token sees itself and the window - 1 before it; 0: all before it */
     int rms;                 /* norms divide by the root mean square; else they are layer norms */
     float norm_eps, attn_scale;
     int halves;              /* keys and values are kept as f16: where weights are quantized */
@@ -35,7 +34,7 @@ struct binding {
     const char *name;        /* in the file; with %d for the layer */
     enum binding_kind kind;  /* struct weight, or const float * */
     size_t offset;           /* of the field */
-    int64_t n_in, n_out;     /* n_out is 1 for vectors */
+    int64_t n_in, n_out;
     int optional;            /* absent: the field stays NULL */
 };
 
@@ -48,7 +47,7 @@ struct arch {
 };
 extern const struct arch *const archs[];
 extern const int n_archs;
-extern const struct arch arch_gpt2, arch_llama, arch_qwen2, arch_qwen3;
+extern const struct arch arch_gpt2, arch_gpt, arch_bigram, arch_llama, arch_qwen2, arch_qwen3, arch_nanochat;
 
 enum { MODEL_BATCH = 256 };  /* rows that one step evaluates at most */
 
@@ -57,11 +56,12 @@ struct work {
     float *x;                /* (MODEL_BATCH, n_embd) the residual stream */
     float *wide;             /* (MODEL_BATCH, n_wide) what projections write before it is used: q, k, v or the feed-forward's middle */
     float *mixed;            /* (MODEL_BATCH, n_mixed) what attention gives; what projections into the residual stream write */
+    float *kept;             /* (MODEL_BATCH, n_kept) what later layers still need of earlier ones */
     float *in;               /* (MODEL_BATCH, n_in_max) input of projections, where their weights are floats */
     char *act;               /* the same quantized, in groups of ACT_GROUP */
     float *turns;            /* (MODEL_BATCH, n_rot) cosines and sines of the rows' positions */
     char *own;               /* (workers, own_bytes) per worker: ACT_FEW private inputs, and the probabilities of attention */
-    int64_t n_wide, n_mixed, n_in_max, n_rot;
+    int64_t n_wide, n_mixed, n_kept, n_in_max, n_rot;
     size_t own_q8, own_p, own_bytes, bytes;      /* own_..: where they are in a worker's own */
     void *pages;
 };
@@ -74,8 +74,8 @@ struct gpt_model {
     struct pool *pool;
     struct work work;
     void *layers;            /* the architecture's own structures */
-    float **converted;       /* vectors that were not f32 in the file */
-    int n_converted;
+    float **own;             /* vectors that were not f32 in the file, or are not in it */
+    int n_own;
     int64_t n_bound;         /* tensors of the file that are fields now */
     int64_t n_params;        /* without biases of zeros */
     int64_t step_bytes;      /* weights that a step reads */
@@ -92,6 +92,7 @@ int model_key_int_if(const struct gpt_model *m, const char *suffix, int64_t min,
 int model_key_float_if(const struct gpt_model *m, const char *suffix, float *value);
 /* The keys that every architecture has, and n_vocab from token_embd.weight; norm: the key's suffix of the norms' epsilon. */
 int model_key_common(struct gpt_model *m, const char *norm);
+float *model_floats(struct gpt_model *m, int64_t n);         /* freed with the model; NULL where there is no memory */
 int model_bind(struct gpt_model *m, const struct binding *table, int n, int layer, void *fields);
 
 #endif

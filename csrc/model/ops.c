@@ -1,12 +1,14 @@
 #include "model/ops.h"
 
+#include <math.h>
+
 int64_t op_weight_bytes(const struct weight *weight) { return (int64_t)weight->stride * weight->n_out; }
 
 void op_barrier(const struct worker *w) { pool_barrier(w->step->model->pool, w->index, w->n); }
 
 /* ---- embeddings ---- */
 
-static void embed_row(const struct weight *table, int row, float *x) {
+void op_lookup(const struct weight *table, int row, float *x) {
     quant_dequantize(table->type, (const char *)table->data + (size_t)row * table->stride, table->n_in, x);
 }
 
@@ -16,8 +18,8 @@ void op_embed(const struct worker *w, const struct weight *tokens, const struct 
     struct range mine = range_part(s->n_rows, 1, w->index, w->n);
     for (int64_t t = mine.begin; t < mine.end; t++) {
         float *out = x + t * tokens->n_in, *position = work->mixed + t * work->n_mixed;           /* scratch here */
-        embed_row(tokens, s->rows[t].token, out);
-        if (positions) embed_row(positions, s->rows[t].position, position);
+        op_lookup(tokens, s->rows[t].token, out);
+        if (positions) op_lookup(positions, s->rows[t].position, position);
         for (int64_t i = 0; positions && i < tokens->n_in; i++) out[i] += position[i];
         if (rope) rope_turns(rope, s->rows[t].position, work->turns + t * work->n_rot);
     }
@@ -33,6 +35,16 @@ static char *own_memory(const struct worker *w) {
 static void normalise(const struct gpt_model *m, const float *x, const struct norm *norm, int64_t n, float *y) {
     if (m->h.rms) m->k.rms_norm(x, norm->weight, m->h.norm_eps, n, y);
     else m->k.layer_norm(x, norm->weight, norm->bias, m->h.norm_eps, n, y);
+}
+
+void op_normalise(const struct worker *w, const float *x, const struct norm *norm, float *y) {
+    normalise(w->step->model, x, norm, w->step->model->h.n_embd, y);
+}
+
+float op_sigmoid_dot(const float *a, const float *b, int64_t n) {
+    float sum = 0;
+    for (int64_t i = 0; i < n; i++) sum += a[i] * b[i];
+    return 1 / (1 + expf(-sum));
 }
 
 /* Number t of many vectors, from its quantized form in a worker's own memory into its group. */
@@ -131,6 +143,12 @@ void op_silu_mul(const struct worker *w, struct range rows, float *gate, const f
     }
 }
 
+void op_mix(const struct worker *w, float scale, float by, const float *other, float *x) {
+    const int64_t n_embd = w->step->model->h.n_embd;
+    struct range mine = range_part(w->step->n_rows, 1, w->index, w->n);
+    for (int64_t i = mine.begin * n_embd; i < mine.end * n_embd; i++) x[i] = other ? scale * x[i] + by * other[i] : scale * x[i];
+}
+
 /* ---- attention ---- */
 
 static void make_ready(const struct gpt_model *m, const struct heads *heads, const float *norm, int t, float *x) {
@@ -166,7 +184,7 @@ static void attend_patch(const struct worker *w, int layer, const struct heads *
     int n = 0, sequence = s->rows[p->from].sequence, last = s->rows[p->to - 1].position;
     for (int t = p->from; t < p->to; t++)
         for (int head = p->first; head < p->last; head++) {
-            int end = s->rows[t].position + 1, begin = h->window && end > h->window ? end - h->window : 0;
+            int end = s->rows[t].position + 1, begin = heads->window && end > heads->window ? end - heads->window : 0;
             queries[n++] = (struct query){heads->q + (size_t)t * heads->stride + head * h->head_dim,
                                           out + ((size_t)t * (size_t)h->n_head + (size_t)head) * (size_t)h->head_dim, begin, end};
         }

@@ -43,10 +43,15 @@ struct heads {
     size_t stride;                       /* floats from row to row */
     const float *q_norm, *k_norm;        /* (head_dim), or NULL: each head is normalised by its root mean square */
     const struct rope *rope;             /* or NULL */
+    int window;                          /* a token sees itself and the window - 1 before it; 0: all before it */
 };
 
 int64_t op_weight_bytes(const struct weight *weight);
 void op_barrier(const struct worker *w);
+
+void op_lookup(const struct weight *table, int row, float *x);           /* x = table[row] */
+float op_sigmoid_dot(const float *a, const float *b, int64_t n);         /* 1 / (1 + e^-(a . b)): a gate */
+void op_normalise(const struct worker *w, const float *x, const struct norm *norm, float *y);      /* one vector (n_embd) */
 
 /* x[t] = token_embd[rows[t].token] for all rows, + positions[rows[t].position] if there are; rope's angles are prepared */
 void op_embed(const struct worker *w, const struct weight *tokens, const struct weight *positions, const struct rope *rope, float *x);
@@ -81,6 +86,8 @@ void op_attention(struct worker *w, int layer, const struct heads *heads, float 
 
 /* fn applied to columns `rows` of all vectors of y */
 void op_apply(const struct worker *w, void (*fn)(float *x, int64_t n), struct range rows, float *y, size_t y_stride);
+/* x[t] *= scale, then += by * other[t] (other may be NULL), for the vectors of x (n_rows, n_embd) that are this worker's part */
+void op_mix(const struct worker *w, float scale, float by, const float *other, float *x);
 /* gate = silu(gate) * up, in columns `rows` of all vectors */
 void op_silu_mul(const struct worker *w, struct range rows, float *gate, const float *up, size_t stride);
 

@@ -1,6 +1,7 @@
 #include "model/session.h"
 
 #include <stdlib.h>
+#include <string.h>
 
 #include "base/error.h"
 #include "model/ops.h"
@@ -53,7 +54,7 @@ static int append_row(struct gpt_session *s, const struct gpt_row *row, int i) {
     if (*length == s->kv.n_ctx)
         return error_set(GPT_EFULL, "the context is full: it holds %d tokens, and row %d would be one more; rewind, or feed less",
                          s->kv.n_ctx, i);
-    ++*length;
+    kv_tokens(&s->kv, row->sequence)[(*length)++] = row->token;
     return GPT_OK;
 }
 
@@ -69,7 +70,7 @@ static int append_rows(struct gpt_session *s, const struct gpt_row *rows, int n_
 }
 
 static int step_workers(const struct gpt_model *m, int n_rows) {
-    int64_t between_barriers = m->step_bytes / (PHASES_PER_LAYER * m->h.n_layer) * n_rows;
+    int64_t between_barriers = m->step_bytes / (PHASES_PER_LAYER * i64_max(1, m->h.n_layer)) * n_rows;
     return (int)i64_max(1, i64_min(pool_size(m->pool), between_barriers / WORKER_BYTES));
 }
 
@@ -100,6 +101,12 @@ int session_eval(struct gpt_session *s, const struct gpt_row *rows, int n_rows, 
 int session_length(const struct gpt_session *s, int sequence) {
     int rc = check_sequence(s, sequence);
     return rc ? rc : s->kv.length[sequence];
+}
+
+int session_tokens(const struct gpt_session *s, int sequence, int32_t *ids) {
+    int n = session_length(s, sequence);
+    if (n > 0) memcpy(ids, kv_tokens(&s->kv, sequence), (size_t)n * sizeof *ids);
+    return n;
 }
 
 int session_rewind(struct gpt_session *s, int sequence, int length) {

@@ -14,6 +14,7 @@ struct gpt_session *session_new(struct gpt_model *model, int n_sequence, int n_c
 void session_free(struct gpt_session *s);
 int session_eval(struct gpt_session *s, const struct gpt_row *rows, int n_rows, float *logits);
 int session_length(const struct gpt_session *s, int sequence);
+int session_tokens(const struct gpt_session *s, int sequence, int32_t *ids);
 int session_rewind(struct gpt_session *s, int sequence, int length);
 int session_copy(const struct gpt_session *from, int from_sequence, struct gpt_session *to, int to_sequence);
 

@@ -699,6 +699,60 @@ static void silu_mul_check(const struct quant *type, void *fn_, void *ref) {
     silu_values_check(fn, x, y, n);
 }
 
+/* ---- relu --------------------------------------------------------------------------------------------------------- */
+
+static float relu_exact(float x) { return x > 0 ? x : 0; }
+static float relu_squared_exact(float x) { return x > 0 ? x * x : 0; }
+
+/* To the bit, but for the sign of zero. */
+static void relu_values_check(gelu_fn *fn, float (*exact)(float)) {
+    for (int n = 1; n <= 200; n++)
+        for (int mode = 0; mode < N_MODES; mode++) {
+            float x[200];
+            snprintf(test_case, sizeof test_case, "n %d, %s", n, mode_names[mode]);
+            fill_floats(x, n, (enum mode)mode, 8);
+            float *y = place(0, (size_t)n * 4, mostly());
+            memcpy(y, x, (size_t)n * 4);
+            fn(y, n);
+            red_zones_check(0, y, (size_t)n * 4);
+            for (int i = 0; i < n; i++)
+                if (y[i] != exact(x[i])) fail("of %.9g is %.9g, not %.9g", x[i], y[i], exact(x[i]));
+        }
+}
+static void relu_check(const struct quant *type, void *fn, void *ref) {
+    (void)type, (void)ref;
+    relu_values_check(*(gelu_fn **)fn, relu_exact);
+}
+static void relu_squared_check(const struct quant *type, void *fn, void *ref) {
+    (void)type, (void)ref;
+    relu_values_check(*(gelu_fn **)fn, relu_squared_exact);
+}
+
+/* ---- softcap ------------------------------------------------------------------------------------------------------ */
+
+typedef void softcap_fn(float *x, float cap, int64_t n);
+
+/* Against the function itself, in double. The exponential is good to 2 FLT_EPSILON, of which (1 - e) / (1 + e) makes as much at
+ * most near zero, where e is 1; quotients, products and the argument add 2 of the result and 1 of the cap. */
+static void softcap_check(const struct quant *type, void *fn, void *ref) {
+    (void)type, (void)ref;
+    static const float caps[] = {0.5f, 15, 20, 30, 1000};
+    for (int n = 1; n <= 200; n++)
+        for (int mode = 0; mode < N_MODES; mode++) {
+            float x[200], cap = caps[n % (int)countof(caps)];
+            snprintf(test_case, sizeof test_case, "n %d, cap %g, %s", n, (double)cap, mode_names[mode]);
+            fill_floats(x, n, (enum mode)mode, 30);
+            float *y = place(0, (size_t)n * 4, mostly());
+            memcpy(y, x, (size_t)n * 4);
+            (*(softcap_fn **)fn)(y, cap, n);
+            red_zones_check(0, y, (size_t)n * 4);
+            for (int i = 0; i < n; i++) {
+                double exact = cap * tanh((double)x[i] / cap), bound = FLT_EPSILON * (3.0 * cap + 2 * fabs(exact));
+                if (!(fabs(y[i] - exact) <= bound)) fail("of %.9g is %.9g, not %.9g within %.3g", x[i], y[i], exact, bound);
+            }
+        }
+}
+
 /* ---- add ---------------------------------------------------------------------------------------------------------- */
 
 typedef void add_fn(float *y, const float *x, int64_t n);
@@ -1056,6 +1110,10 @@ static void call_gelu(struct work *w) {                  /* fresh inputs: gelu o
     (*(gelu_fn **)w->fn)(w->y, w->n);
 }
 static void call_rms_norm(struct work *w) { (*(rms_norm_fn **)w->fn)(w->x, w->w, 1e-5f, w->n, w->y); }
+static void call_softcap(struct work *w) {
+    memcpy(w->y, w->x, (size_t)w->n * 4);
+    (*(softcap_fn **)w->fn)(w->y, 15, w->n);
+}
 static void call_silu(struct work *w) {
     memcpy(w->y, w->x, (size_t)w->n * 4);
     (*(silu_fn **)w->fn)(w->y, w->w, w->n);
@@ -1130,6 +1188,7 @@ static void layer_norm_bench(const struct quant *type, void *fn, void *ref) { (v
 static void gelu_bench(const struct quant *type, void *fn, void *ref) { (void)type; vector_bench(call_gelu, 3072, fn, ref); }
 static void rms_norm_bench(const struct quant *type, void *fn, void *ref) { (void)type; vector_bench(call_rms_norm, 2048, fn, ref); }
 static void add_bench(const struct quant *type, void *fn, void *ref) { (void)type; vector_bench(call_add, 8192, fn, ref); }
+static void softcap_bench(const struct quant *type, void *fn, void *ref) { (void)type; vector_bench(call_softcap, 8192, fn, ref); }
 static void silu_mul_bench(const struct quant *type, void *fn, void *ref) { (void)type; vector_bench(call_silu, 8192, fn, ref); }
 static void halves_bench(const struct quant *type, void *fn, void *ref) { (void)type; vector_bench(call_halves, 2048, fn, ref); }
 
@@ -1464,6 +1523,9 @@ static const struct kernel kernels[] = {
     {"layer_norm", offsetof(struct kernels, layer_norm), layer_norm_check, layer_norm_bench},
     {"gelu_erf", offsetof(struct kernels, gelu_erf), gelu_erf_check, gelu_bench},
     {"gelu_tanh", offsetof(struct kernels, gelu_tanh), gelu_tanh_check, gelu_bench},
+    {"relu", offsetof(struct kernels, relu), relu_check, gelu_bench},
+    {"relu_squared", offsetof(struct kernels, relu_squared), relu_squared_check, gelu_bench},
+    {"softcap", offsetof(struct kernels, softcap), softcap_check, softcap_bench},
     {"rms_norm", offsetof(struct kernels, rms_norm), rms_norm_check, rms_norm_bench},
     {"silu_mul", offsetof(struct kernels, silu_mul), silu_mul_check, silu_mul_bench},
     {"add", offsetof(struct kernels, add), add_check, add_bench},
