@@ -11,7 +11,7 @@ SOURCES := $(wildcard csrc/*.c csrc/*/*.c)
 HEADERS := $(wildcard csrc/*.h csrc/*/*.h csrc/*/*.inc)
 PROGRAMS := $(basename $(notdir $(wildcard tests/c/*.c)))
 
-.PHONY: help run test check check-arm64 compile lint pytest bench asan tsan fuzz wheel clean tools
+.PHONY: help run test check check-arm64 compile lint pytest bench variants asan tsan fuzz wheel clean tools
 .DEFAULT_GOAL := help
 
 help:
@@ -19,6 +19,7 @@ help:
 	@echo "make test     set up what the tests need, run them all"
 	@echo "make check    every kernel of every instruction set against scalar C, here and for arm64"
 	@echo "make bench    every claimed speed in one run, against llama.cpp and the machine's limits"
+	@echo "make variants trains a model per ambiguity of checkpoints and shows what the converter finds out; half an hour"
 	@echo "make asan     the C tests under AddressSanitizer and UndefinedBehaviorSanitizer"
 	@echo "make tsan     threads under ThreadSanitizer"
 	@echo "make fuzz     20,000 damaged model files under both sanitizers, 5,000 damaged checkpoints; FUZZ_SEED=N"
@@ -56,6 +57,9 @@ run: .venv/run.stamp
 bench: .venv/run.stamp .venv/test.stamp build/native/pool_test
 	.venv/bin/python bench/run.py
 
+variants: .venv/run.stamp .venv/test.stamp
+	.venv/bin/python bench/variants.py
+
 wheel: .venv/run.stamp
 	.venv/bin/pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir build/wheels .
 	@ls build/wheels/*.whl
@@ -83,7 +87,8 @@ $(foreach w,$(WAYS),$(eval $(call way,$(w))))
 .PRECIOUS: build/%.o
 -include $(foreach w,$(WAYS),$(wildcard build/$(w)/csrc/*.d build/$(w)/csrc/*/*.d build/$(w)/tests/c/*.d))
 
-build/tiny.gguf: tests/make_tiny.py | .venv/run.stamp
+TINY := build/tiny.gguf build/tiny-nanochat.gguf
+$(TINY): tests/make_tiny.py | .venv/run.stamp
 	@mkdir -p build
 	.venv/bin/python tests/make_tiny.py $@
 
@@ -116,18 +121,18 @@ check-arm64: | tools
 	    "(Debian, Ubuntu: apt-get install gcc-aarch64-linux-gnu qemu-user libc6-dev-arm64-cross)"; \
 	fi
 
-asan: build/tiny.gguf
+asan: $(TINY)
 	@$(ALL_AT_ONCE) $(PROGRAMS:%=build/asan/%)
 	build/asan/check --quick
 	build/asan/pool_test build/tiny.gguf
-	build/asan/fuzz_gguf --mutate 1 500 build/tiny.gguf
+	set -e; for model in $(TINY); do build/asan/fuzz_gguf --mutate 1 500 $$model; done
 
 tsan: build/tsan/pool_test build/tiny.gguf
 	build/tsan/pool_test build/tiny.gguf
 
 FUZZ_SEED ?= 1
-fuzz: build/asan/fuzz_gguf build/tiny.gguf .venv/test.stamp
-	build/asan/fuzz_gguf --mutate $(FUZZ_SEED) 20000 build/tiny.gguf
+fuzz: build/asan/fuzz_gguf $(TINY) .venv/test.stamp
+	set -e; for model in $(TINY); do build/asan/fuzz_gguf --mutate $(FUZZ_SEED) 20000 $$model; done
 	.venv/bin/python tests/fuzz_checkpoint.py --seed $(FUZZ_SEED) --count 5000
 
 lint: .venv/run.stamp .venv/test.stamp

@@ -482,3 +482,80 @@ def test_a_text_that_is_closed_has_ended(random_model):
         next(text)
         text.close()
         assert list(text) == [] and text.finish == "closed"
+
+
+# ---- generating in a session
+
+
+def greedy():
+    from pygpt.model import Sampling
+
+    return Sampling.checked(temperature=0)
+
+
+def test_a_session_goes_on_from_what_it_holds(random_model):
+    """The same text in one go, and in turns with something between."""
+    with pygpt.Model(random_model()) as model:
+        whole = [id for ids in model.generate_ids([1, 2, 3], 8, greedy()) for id in ids]
+        with model.session() as s:
+            s.feed([1, 2])
+            first = [id for ids in s.generate([3], 4, greedy()) for id in ids]
+            assert first == whole[:4]
+            assert s.ids in ([1, 2, 3, *first], [1, 2, 3, *first[:-1]]) and s.length == len(s.ids)
+            s.rewind(3)
+            assert s.ids == [1, 2, 3]
+            again = [id for ids in s.generate(first, 4, greedy()) for id in ids]
+            assert first + again == whole
+
+
+def test_a_closed_stream_leaves_the_session_usable(random_model):
+    with pygpt.Model(random_model()) as model, model.session() as s:
+        stream = s.generate([1], None, greedy())
+        next(stream)
+        stream.close()
+        held = s.ids
+        assert held[0] == 1 and len(held) >= 1
+        s.rewind(1)
+        assert np.array_equal(s.feed([2]), model.logits([1, 2])[-1])
+
+
+def test_the_repeat_penalty_knows_what_a_session_held_before(random_model):
+    """The history is the sequence's, not the prompt's alone."""
+    from pygpt.model import Sampling
+
+    sampling = Sampling.checked(temperature=0, repeat_penalty=1000.0)
+    with pygpt.Model(random_model()) as model:
+        whole = [id for ids in model.generate_ids([1, 2, 3], 6, sampling) for id in ids]
+        with model.session() as s:
+            s.feed([1, 2])
+            assert [id for ids in s.generate([3], 6, sampling) for id in ids] == whole
+
+
+def test_a_session_refuses_what_does_not_fit_and_an_empty_start(random_model):
+    with pygpt.Model(random_model(n_ctx=16)) as model, model.session() as s:
+        s.feed([1] * 10)
+        with pytest.raises(pygpt.Error, match="7 tokens after 10 do not fit into a context of 16"):
+            s.generate([1] * 7, 1, greedy())
+        with pytest.raises(pygpt.Error, match="at least one id"):
+            s.generate([], 1, greedy())
+        assert s.length == 10
+
+
+def test_forks_know_their_tokens(random_model):
+    with pygpt.Model(random_model()) as model, model.session() as s:
+        s.feed([1, 2, 3])
+        with s.fork() as other:
+            other.feed([4])
+            assert s.ids == [1, 2, 3] and other.ids == [1, 2, 3, 4]
+
+
+def test_bytes_are_a_vocabulary(random_model):
+    keys = {"tokenizer.ggml.model": "none", "pygpt.tokenizer.model": "byte"}
+    with pygpt.Model(random_model(n_vocab=259, keys=keys)) as model:
+        t = model.tokenizer
+        assert t.encode("é\n") == [0xC3, 0xA9, 0x0A] and t.decode([0xC3, 0xA9, 0x0A]) == "é\n"
+        assert t.banned_ids(259) == [256, 257, 258] and t.kind == "byte"
+        with pytest.raises(pygpt.Error, match="U\\+D800"):
+            t.encode("a\ud800")
+        assert t.encode("a\ud800", unknown="skip") == [97]
+        assert isinstance(model.complete("a", 5, seed=1), str)
