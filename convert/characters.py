@@ -40,8 +40,8 @@ def from_meta(path: str, n_vocab: int) -> Vocabulary:
     return vocabulary(entries, n_vocab, path)
 
 
-def from_text(path: str, n_vocab: int) -> Vocabulary:
-    """sorted(set(text)), as nanoGPT's prepare.py makes it."""
+def characters_of(path: str) -> set[str]:
+    """The different characters of a text file."""
     found: set[str] = set()
     try:
         with open(path, encoding="utf-8") as file:
@@ -51,12 +51,36 @@ def from_text(path: str, n_vocab: int) -> Vocabulary:
         raise BadFormat(f"{path}: expected text in UTF-8, found the byte {error.object[error.start]:#04x}") from None
     except OSError as error:
         raise unreadable(path, error) from None
+    return found
+
+
+def count(path: str) -> int:
+    """How many different characters a text file holds; 0 if it is no text."""
+    try:
+        return len(characters_of(path))
+    except (BadFormat, Unreadable):
+        return 0
+
+
+def from_text(path: str, n_vocab: int) -> Vocabulary:
+    """sorted(set(text)), as nanoGPT's prepare.py makes it."""
+    found = characters_of(path)
     if len(found) != n_vocab:
         raise BadFormat(
             f"{path}: expected a text of {n_vocab} different characters, as many as the checkpoint has ids, "
             f"found {len(found)}; name the text that the model was trained on"
         )
-    return vocabulary(sorted(found), n_vocab, path)
+    result = vocabulary(sorted(found), n_vocab, path)
+    result.sample = path
+    return result
+
+
+def all_bytes(n_vocab: int) -> Vocabulary:
+    """Every id is a byte of UTF-8; ids from 256 on are special or padding, which no text can produce."""
+    if n_vocab < 256:
+        raise BadFormat(f"a vocabulary of bytes has 256 ids, and this model only {n_vocab}")
+    keys = {"tokenizer.ggml.model": "none", "pygpt.tokenizer.model": "byte"}
+    return Vocabulary(keys, "bytes")
 
 
 def vocabulary(entries: list[str], n_vocab: int, path: str) -> Vocabulary:

@@ -11,10 +11,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from pygpt._lib import BadFormat
+from pygpt._lib import BadArgument, BadFormat
 
-from .unpickle import shown
+from .unpickle import Stub, shown
 
+BLOCK = 1 << 20  # weights at a time
 PREFIXES = ("_orig_mod.", "module.", "_fsdp_wrapped_module.")  # of torch.compile, DDP and FSDP
 WRAPPERS = ("model", "model_state_dict", "state_dict")  # keys that state_dicts are found under
 
@@ -73,12 +74,91 @@ class Values:
 
 
 @dataclass
+class Rows:
+    """Some rows of a matrix: one of several that were stored as one, or all without padding."""
+
+    whole: Any  # a Weights that also has rows(start, count), as Tensor
+    begin: int
+    end: int
+
+    @property
+    def name(self) -> str:
+        return self.whole.name
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (self.end - self.begin, *self.whole.shape[1:])
+
+    @property
+    def size(self) -> int:
+        return int(np.prod(self.shape))
+
+    def check(self) -> None:
+        self.whole.check()
+
+    def blocks(self) -> Iterator[np.ndarray]:
+        width = self.size // (self.end - self.begin)
+        step = max(1, BLOCK // width)
+        for begin in range(self.begin, self.end, step):
+            block = self.whole.rows(begin, min(step, self.end - begin))
+            yield block if len(self.shape) > 1 else block.reshape(1, -1)
+
+
+@dataclass
+class Stacked:
+    """Matrices of one width, one below the other: heads that were stored apart."""
+
+    parts: list[Any]
+
+    @property
+    def name(self) -> str:
+        return self.parts[0].name
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (sum(part.shape[0] for part in self.parts), *self.parts[0].shape[1:])
+
+    @property
+    def size(self) -> int:
+        return sum(part.size for part in self.parts)
+
+    def check(self) -> None:
+        for part in self.parts:
+            part.check()
+
+    def blocks(self) -> Iterator[np.ndarray]:
+        for part in self.parts:
+            yield from part.blocks()
+
+
+@dataclass
 class Vocabulary:
     """The tokenizer as it is written: GGUF keys with their values, and a line about it for the report."""
 
     keys: dict[str, Any]
     text: str
     assumptions: list[str] = field(default_factory=list)
+    sample: str | None = None  # a file with text that the model was trained on, if one was found
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One way in which a model may compute: its name, as the option takes it, and the GGUF keys that say so."""
+
+    name: str
+    keys: dict[str, Any]
+
+
+@dataclass
+class Question:
+    """What a checkpoint does not say and changes the result. The answers are tried on text; the first one stands where
+    that decides nothing."""
+
+    topic: str  # "the attention scale"
+    option: str  # that decides it: "--attention-scale"
+    answers: list[Answer]  # the likeliest first
+    why: str  # the first one is: "as in the lecture's code since 2023-01-27"
+    has_default: bool = True  # False: where text decides nothing, the option must
 
 
 @dataclass
@@ -90,6 +170,7 @@ class Checkpoint:
     tensors: dict[str, Weights]  # by their GGUF names, in the order of the file
     vocabulary: Vocabulary
     summary: str  # "4 layers, 4 heads, 128 wide, context 64"
+    questions: list[Question] = field(default_factory=list)  # their keys are not in `keys`
     assumptions: list[str] = field(default_factory=list)  # what the file does not say and changes the result
     files: list[str] = field(default_factory=list)  # that it was read from, beside the one that was named
     output: str | None = None  # where it is written by default; None: beside the file, with its name
@@ -101,11 +182,23 @@ class Checkpoint:
 
 @dataclass
 class Options:
-    """What the user said beside the file's name."""
+    """What the user said beside the file's name. None: nothing."""
 
     meta: str | None = None  # a meta.pkl
-    text: str | None = None  # the training text, to rebuild a character vocabulary from
+    text: str | None = None  # the training text: a character vocabulary follows from it, and candidates are tried on it
+    tokenizer: str | None = None  # "bytes", "gpt2", or a tokenizer's file
+    n_head: int | None = None
     gelu: str | None = None  # "erf" or "tanh"
+    attention_scale: str | None = None  # "head", "width" or a number
+    softcap: float | None = None
+    rope_base: float | None = None
+    qk_scale: float | None = None
+
+    def refuse(self, source: str, *known: str) -> None:
+        """Refuses every option but these: it would change nothing, and whoever gave it thinks that it does."""
+        for name, value in vars(self).items():
+            if value is not None and name not in known:
+                raise BadArgument(f"--{name.replace('_', '-')} is not for {source}: its files say it, or have no such")
 
 
 @dataclass
@@ -131,9 +224,10 @@ class Input:
 def state_dict(value: object) -> dict[str, Any]:
     from .torch_file import Tensor
 
-    if type(value) is not dict:
-        return {}
-    for candidate in [value, *(value.get(key) for key in WRAPPERS)]:
+    wrapped = [value.get(key) for key in WRAPPERS] if type(value) is dict else []
+    for candidate in [value, *wrapped]:
+        if type(candidate) is Stub:
+            candidate = dict(module_tensors(candidate))
         if type(candidate) is dict:
             found = {strip_prefixes(k): v for k, v in candidate.items() if type(k) is str and type(v) is Tensor}
             if any("." in k for k in found):  # a tensor beside the weights, such as best_val_loss, has none
@@ -141,6 +235,28 @@ def state_dict(value: object) -> dict[str, Any]:
                     tensor.name = name
                 return found
     return {}
+
+
+MAX_DEPTH = 32  # modules in modules
+
+
+def module_tensors(module: Stub, prefix: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:
+    """The tensors of a whole nn.Module that was pickled, by the names that its state_dict has."""
+    state = module.state
+    if type(state) is tuple:  # beside the attributes there are slots
+        state = state[0] if state else None
+    if type(state) is not dict or depth > MAX_DEPTH:
+        return
+    for kind in ("_parameters", "_buffers"):
+        for name, tensor in pairs(state.get(kind)):
+            yield prefix + name, tensor
+    for name, part in pairs(state.get("_modules")):
+        if type(part) is Stub:
+            yield from module_tensors(part, f"{prefix}{name}.", depth + 1)
+
+
+def pairs(value: object) -> list[tuple[str, Any]]:
+    return [(k, v) for k, v in value.items() if type(k) is str] if type(value) is dict else []
 
 
 def strip_prefixes(name: str) -> str:

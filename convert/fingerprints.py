@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
-from typing import Any
+import re
+from collections.abc import Iterable
 
 from .checkpoint import Input
 from .torch_file import LEGACY_MAGIC, ZIP_MAGIC
@@ -14,53 +14,69 @@ UNKNOWN = "this kind of checkpoint is not supported yet"
 
 # first bytes of files that torch.save did not write
 MAGICS = (
-    (b"GGUF", "is a GGUF file already; `pygpt quantize` changes its type"),
     (b"version https://git-lfs", "is a Git LFS pointer, not the file itself; run `git lfs pull`"),
-    ((0x616B3432).to_bytes(4, "little"), f"looks like a model of llama2.c (export version 1 or 2); {UNKNOWN}"),
-    ((20240326).to_bytes(4, "little"), f"looks like a GPT-2 of llm.c; {UNKNOWN}"),
-    ((20240803).to_bytes(4, "little"), f"looks like a Llama 3 of llm.c; {UNKNOWN}"),
     (b"\x93NUMPY", "is an array of numpy, not a checkpoint; expected a file of torch.save"),
     (b"\x89HDF", f"looks like a file of Keras or h5py; {UNKNOWN}"),
     (b"\x1f\x8b", "is compressed with gzip; unpack it first"),
 )
 
-Names = Mapping[str, Any]
+# What the state_dicts of sources are made of, with * for the number of a layer or head: the names that tell them apart.
+KINDS: dict[str, str] = {
+    "nanoGPT": """transformer.wte.weight transformer.wpe.weight transformer.h.*.ln_1.weight transformer.h.*.ln_1.bias
+        transformer.h.*.attn.c_attn.weight transformer.h.*.attn.c_attn.bias transformer.h.*.attn.c_proj.weight
+        transformer.h.*.attn.c_proj.bias transformer.h.*.ln_2.weight transformer.h.*.ln_2.bias
+        transformer.h.*.mlp.c_fc.weight transformer.h.*.mlp.c_fc.bias transformer.h.*.mlp.c_proj.weight
+        transformer.h.*.mlp.c_proj.bias transformer.ln_f.weight transformer.ln_f.bias lm_head.weight""",
+    "minGPT of before June 2022": """tok_emb.weight pos_emb blocks.*.ln1.weight blocks.*.ln1.bias blocks.*.ln2.weight
+        blocks.*.ln2.bias blocks.*.attn.key.weight blocks.*.attn.key.bias blocks.*.attn.query.weight
+        blocks.*.attn.query.bias blocks.*.attn.value.weight blocks.*.attn.value.bias blocks.*.attn.proj.weight
+        blocks.*.attn.proj.bias blocks.*.mlp.*.weight blocks.*.mlp.*.bias ln_f.weight ln_f.bias head.weight""",
+    "Karpathy's lecture gpt.py": """token_embedding_table.weight position_embedding_table.weight
+        blocks.*.sa.heads.*.key.weight blocks.*.sa.heads.*.query.weight blocks.*.sa.heads.*.value.weight
+        blocks.*.sa.proj.weight blocks.*.sa.proj.bias blocks.*.ffwd.net.*.weight blocks.*.ffwd.net.*.bias
+        blocks.*.ln1.weight blocks.*.ln1.bias blocks.*.ln2.weight blocks.*.ln2.bias ln_f.weight ln_f.bias
+        lm_head.weight lm_head.bias""",
+    "nanochat": """transformer.wte.weight transformer.h.*.attn.c_q.weight transformer.h.*.attn.c_k.weight
+        transformer.h.*.attn.c_v.weight transformer.h.*.attn.c_proj.weight transformer.h.*.mlp.c_fc.weight
+        transformer.h.*.mlp.c_proj.weight lm_head.weight""",
+    "llama2.c": """tok_embeddings.weight layers.*.attention.wq.weight layers.*.attention.wk.weight
+        layers.*.attention.wv.weight layers.*.attention.wo.weight layers.*.feed_forward.w1.weight
+        layers.*.feed_forward.w2.weight layers.*.feed_forward.w3.weight layers.*.attention_norm.weight
+        layers.*.ffn_norm.weight norm.weight output.weight""",
+    "a Llama of Hugging Face (which is converted with its folder, by the config.json in it)": """
+        model.embed_tokens.weight model.layers.*.self_attn.q_proj.weight model.layers.*.self_attn.k_proj.weight
+        model.layers.*.self_attn.v_proj.weight model.layers.*.self_attn.o_proj.weight
+        model.layers.*.mlp.gate_proj.weight model.layers.*.mlp.up_proj.weight model.layers.*.mlp.down_proj.weight
+        model.layers.*.input_layernorm.weight model.layers.*.post_attention_layernorm.weight model.norm.weight
+        lm_head.weight""",
+    "GPT-2 of Hugging Face (which is converted with its folder, by the config.json in it)": """wte.weight wpe.weight
+        h.*.ln_1.weight h.*.ln_1.bias h.*.attn.c_attn.weight h.*.attn.c_attn.bias h.*.attn.c_proj.weight
+        h.*.attn.c_proj.bias h.*.ln_2.weight h.*.ln_2.bias h.*.mlp.c_fc.weight h.*.mlp.c_fc.bias h.*.mlp.c_proj.weight
+        h.*.mlp.c_proj.bias ln_f.weight ln_f.bias""",
+    "the Transformer of attention-is-all-you-need-pytorch (which is not supported yet)": """
+        encoder.src_word_emb.weight encoder.layer_stack.*.slf_attn.w_qs.weight
+        encoder.layer_stack.*.slf_attn.w_ks.weight encoder.layer_stack.*.slf_attn.w_vs.weight
+        encoder.layer_stack.*.slf_attn.fc.weight encoder.layer_stack.*.pos_ffn.w_1.weight
+        encoder.layer_stack.*.pos_ffn.w_2.weight encoder.layer_norm.weight decoder.trg_word_emb.weight
+        decoder.layer_stack.*.slf_attn.w_qs.weight decoder.layer_stack.*.enc_attn.w_qs.weight trg_word_prj.weight""",
+}
 
-# state_dicts by their names and shapes, first match wins
-KINDS: tuple[tuple[str, Callable[[Names], object]], ...] = (
-    ("nanochat", lambda w: "transformer.h.0.attn.c_q.weight" in w),
-    (
-        "weights of nanoGPT, minGPT, build-nanogpt or llm.c, but without nanoGPT's model_args",
-        lambda w: is_fused(w, 0),
-    ),
-    ("GPT-2 of Hugging Face, without its config.json", lambda w: is_fused(w, 1)),
-    ("Karpathy's lecture gpt.py", lambda w: "blocks.0.sa.heads.0.key.weight" in w),
-    ("Karpathy's lecture bigram.py", lambda w: "token_embedding_table.weight" in w and len(w) == 1),
-    ("minGPT of before June 2022", lambda w: "blocks.0.attn.key.weight" in w and "tok_emb.weight" in w),
-    ("llama2.c or Meta's Llama", lambda w: "layers.0.attention.wq.weight" in w and "tok_embeddings.weight" in w),
-    (
-        "nanochat of Hugging Face",
-        lambda w: "model.layers.0.mlp.fc1.weight" in w and "model.layers.0.input_layernorm.weight" not in w,
-    ),
-    (
-        "Llama or a relative of Hugging Face, without its config.json",
-        lambda w: "model.layers.0.self_attn.q_proj.weight" in w,
-    ),
-    (
-        "the Transformer of attention-is-all-you-need-pytorch",
-        lambda w: "encoder.layer_stack.0.slf_attn.w_qs.weight" in w,
-    ),
-)
+
+def nearest(names: Iterable[str]) -> str:
+    """The source whose tensors have the most names in common with these, and the difference; empty if there is none."""
+    found = {re.sub(r"(?<=\.)\d+(?=\.)", "*", name) for name in names}
+    common = {kind: len(found & set(text.split())) for kind, text in KINDS.items()}
+    kind = max(common, key=lambda kind: common[kind] / len(found | set(KINDS[kind].split())))
+    if not common[kind]:
+        return ""
+    known = set(KINDS[kind].split())
+    lacks, more = sorted(known - found), sorted(found - known)
+    parts = [f"{word} {some(names)}" for word, names in (("it lacks", lacks), ("it has", more)) if names]
+    return f"; the nearest is {kind}" + (f", but {' and '.join(parts)}" if parts else "")
 
 
-def is_fused(weights: Names, axis: int) -> bool:
-    """Is there a c_attn with three times its other side on `axis`? Linear has it on 0, Conv1D on 1."""
-    shapes = [
-        weights[name].shape
-        for name in ("transformer.h.0.attn.c_attn.weight", "h.0.attn.c_attn.weight")
-        if name in weights
-    ]
-    return bool(shapes) and len(shapes[0]) == 2 and shapes[0][axis] == 3 * shapes[0][1 - axis]
+def some(names: list[str]) -> str:
+    return shown(names[0]) + (f" and {len(names) - 1} more" if len(names) > 1 else "")
 
 
 def by_bytes(path: str) -> str | None:
@@ -87,13 +103,9 @@ def by_bytes(path: str) -> str | None:
 def by_content(source: Input) -> str:
     """What the object in a file of torch.save looks like."""
     value, weights = source.value, source.weights
-    for kind, matches in KINDS:
-        if matches(weights):
-            return f"looks like {kind}; {UNKNOWN}"
     if weights:
-        return (
-            f"holds tensors of an unknown model ({shown(next(iter(weights)))} and {len(weights) - 1} more); {UNKNOWN}"
-        )
+        first = shown(next(iter(weights)))
+        return f"holds tensors of an unknown model ({first} and {len(weights) - 1} more){nearest(weights)}"
     if type(value) is Stub:
         return f"holds a pickled {shown(str(value.function))}, not weights; save its state_dict() instead"
     if type(value) is dict:

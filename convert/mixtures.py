@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from math import prod
 from typing import NamedTuple
 
 from pygpt._lib import BadArgument, types
@@ -104,6 +105,7 @@ MIXTURES = {
 }
 ALIASES = {"q3_k": "q3_k_m", "q4_k": "q4_k_m", "q5_k": "q5_k_m"}
 
+GATE = re.compile(r"blk\.\d+\.attn_value_gate\.weight")  # a few numbers, which decide much
 LAYER = re.compile(r"blk\.(\d+)\.(\w+)\.weight")
 SAME = {"attn_qkv": "attn_v"}  # queries, keys and values in one matrix are treated as the values
 
@@ -153,8 +155,8 @@ def choose(shapes: Mapping[str, tuple[int, ...]], type: str) -> dict[str, Choice
 
 def fit(name: str, shape: tuple[int, ...], wanted: str) -> Choice:
     """A type that can hold rows of that width."""
-    if len(shape) == 1:
-        return Choice("f32", "f32")  # norms and biases: nothing to win
+    if len(shape) == 1 or GATE.fullmatch(name):
+        return Choice("f32", "f32")  # norms, biases, gates: nothing to win
     if name in ADDED and wanted != "f32":
         return Choice("f16", "f16")
     known = types()
@@ -162,6 +164,12 @@ def fit(name: str, shape: tuple[int, ...], wanted: str) -> Choice:
     while shape[-1] % known[type].block:
         type = NARROWER.get(type, "f16")
     return Choice(type, wanted)
+
+
+def n_bytes(type: str, shape: tuple[int, ...]) -> int:
+    """Bytes of a tensor."""
+    kind = types()[type]
+    return prod(shape) // kind.block * kind.bytes
 
 
 def heads_sharing(shapes: Mapping[str, tuple[int, ...]], layer: str) -> int:

@@ -1,4 +1,4 @@
-"""Writes a model file again in another type: the tensors of a GGUF file, given to the converter's writer."""
+"""GGUF as a source: a model file written again in another type, its keys as they are."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ import numpy as np
 
 from pygpt._lib import File, Keys, TensorInfo, Unsupported, dequantize, types
 
-from .checkpoint import Checkpoint, Vocabulary
+from .checkpoint import Checkpoint, Input, Options, Vocabulary
 from .report import Progress, Report, progress_shown
 from .writer import write
 
+NAME = "GGUF"
 BLOCK = 1 << 20  # weights at a time
 WRITTEN_ANEW = (  # keys that the writer adds itself
     "general.architecture",
@@ -50,6 +51,33 @@ class FileWeights:
             yield dequantize(rows[i : i + step], self._info.type)
 
 
+def recognise(source: Input) -> str | None:
+    with open(source.path, "rb") as file:
+        return "its first bytes" if file.read(4) == b"GGUF" else None
+
+
+def load(source: Input, options: Options) -> Checkpoint:
+    options.refuse(NAME, "text")
+    file = source.stack.enter_context(File(source.path))
+    architecture = file.keys.get("general.architecture")
+    if not isinstance(architecture, str) or not file.tensors:
+        raise Unsupported(f"{source.path}: holds no model, so there is nothing to convert")
+    assumptions = file.keys.get("pygpt.assumptions")
+    tensors = {name: FileWeights(file, info) for name, info in file.tensors.items()}
+    for tensor in tensors.values():
+        tensor.check()
+    return Checkpoint(
+        source=str(file.keys.get("pygpt.source", NAME)),
+        recognised_by="its header",
+        architecture=architecture,
+        keys={name: _typed(file.keys, name) for name in file.keys if name not in WRITTEN_ANEW},
+        tensors=tensors,
+        vocabulary=Vocabulary({}, "as it was"),
+        summary=f"{architecture}, {len(tensors)} tensors",
+        assumptions=[str(line) for line in assumptions] if isinstance(assumptions, list) else [],
+    )
+
+
 def requantize(
     source: str | PathLike[str],
     output: str | PathLike[str],
@@ -60,24 +88,8 @@ def requantize(
 
     Quantizing what is quantized already adds the errors of both. Raises pygpt.Error for what cannot be read or written.
     """
-    with ExitStack() as stack, File(source) as file:
-        architecture = file.keys.get("general.architecture")
-        if not isinstance(architecture, str) or not file.tensors:
-            raise Unsupported(f"{fspath(source)}: holds no model, so there is nothing to quantize")
-        assumptions = file.keys.get("pygpt.assumptions")
-        tensors = {name: FileWeights(file, info) for name, info in file.tensors.items()}
-        for tensor in tensors.values():
-            tensor.check()
-        checkpoint = Checkpoint(
-            source=str(file.keys.get("pygpt.source", "GGUF")),
-            recognised_by="its header",
-            architecture=architecture,
-            keys={name: _typed(file.keys, name) for name in file.keys if name not in WRITTEN_ANEW},
-            tensors=tensors,
-            vocabulary=Vocabulary({}, "as it was"),
-            summary=f"{architecture}, {len(tensors)} tensors",
-            assumptions=[str(line) for line in assumptions] if isinstance(assumptions, list) else [],
-        )
+    with ExitStack() as stack:
+        checkpoint = load(Input(fspath(source), stack), Options())
         return write(checkpoint, fspath(output), type, progress_shown(progress, stack))
 
 

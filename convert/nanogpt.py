@@ -12,16 +12,15 @@ from typing import Any
 
 import numpy as np
 
-from pygpt._lib import BadArgument, BadFormat, NotFound, Unsupported
+from pygpt._lib import BadArgument, BadFormat, Unsupported
 
-from . import characters, gpt2_bpe
-from .checkpoint import Checkpoint, Input, Options, Vocabulary, Weights, Zeros, find_above, whole_number
+from . import vocabularies
+from .checkpoint import Answer, Checkpoint, Input, Options, Question, Weights, Zeros, whole_number
 from .torch_file import Tensor
 from .unpickle import shown
 
 NAME = "nanoGPT"
 EPSILON = 1e-5  # of nanoGPT's LayerNorm
-BPE_SIZES = (50257, 50304)  # GPT-2's ids, and rounded up to a multiple of 64
 
 # name in the checkpoint, name in GGUF, shape in V (ids), T (positions), C (width), F (4 C)
 EMBEDDINGS = (
@@ -77,8 +76,10 @@ def load(source: Input, options: Options) -> Checkpoint:
 
     sizes = {"V": n_vocab, "T": n_ctx, "C": n_embd, "F": 4 * n_embd, "3": 3 * n_embd}
     tensors, untied = bind(source, n_layer, has_bias, sizes)
-    gelu, why = choose_gelu(options.gelu, args, config)
-    vocabulary = find_vocabulary(source.path, n_vocab, config, options)
+    options.refuse(NAME, "meta", "text", "tokenizer", "gelu")
+    questions = [ask_gelu(args, config)] if options.gelu is None else []
+    said = [] if options.gelu is None else [f"The GELU is {check_gelu(options.gelu)}, as the option says."]
+    vocabulary = vocabularies.find(source.path, n_vocab, options, dataset_name(config))
     summary = (
         f"{n_layer} layers, {n_head} heads, {n_embd} wide, context {n_ctx}, "
         f"{'with' if has_bias else 'no'} biases, {'a head of its own' if untied else 'tied head'}"
@@ -95,12 +96,13 @@ def load(source: Input, options: Options) -> Checkpoint:
             "gpt2.attention.head_count": n_head,
             "gpt2.attention.layer_norm_epsilon": EPSILON,
             "gpt2.vocab_size": n_vocab,
-            "pygpt.activation": "gelu_" + gelu,
+            **(gelu_keys(options.gelu) if options.gelu else {}),
         },
         tensors=tensors,
         vocabulary=vocabulary,
         summary=summary,
-        assumptions=[why, *vocabulary.assumptions],
+        questions=questions,
+        assumptions=[*said, *vocabulary.assumptions],
     )
 
 
@@ -168,54 +170,27 @@ def same_values(a: Tensor, b: Tensor) -> bool:
     return all(np.array_equal(x, y) for x, y in blocks)
 
 
-def choose_gelu(option: str | None, args: dict[Any, object], config: dict[Any, object]) -> tuple[str, str]:
-    """Which GELU, and the sentence about how that is known. nanoGPT computed tanh's until 2023-06-14."""
-    if option is not None:
-        if option not in ("erf", "tanh"):
-            raise BadArgument(f"there is no GELU {option!r}: choose erf or tanh")
-        return option, f"GELU is {option}, as the option says."
+def gelu_keys(name: str) -> dict[str, Any]:
+    return {"pygpt.activation": "gelu_" + name}
+
+
+def ask_gelu(args: dict[Any, object], config: dict[Any, object]) -> Question:
+    """Which GELU: nanoGPT computed tanh's until 2023-06-14."""
+    names, why = ["erf", "tanh"], "as in nanoGPT since 2023-06-14"
     old = None
     if "bias" not in args:
         old = "its model_args have no bias, which they have since 2023-01-27"
     elif args["vocab_size"] == 50257 and config.get("init_from") == "scratch":
         old = "trained from scratch with 50257 ids, which are 50304 since 2023-02-04"
     if old:
-        return "tanh", f"GELU is tanh, as in nanoGPT before 2023-06-14: {old} (--gelu erf if it was not)."
-    return "erf", "GELU is exact (erf), as in nanoGPT since 2023-06-14 (--gelu tanh if the training was earlier)."
+        names, why = ["tanh", "erf"], f"as in nanoGPT before 2023-06-14: {old}"
+    return Question("the GELU", "--gelu", [Answer(name, gelu_keys(name)) for name in names], why)
 
 
-# ---- vocabulary
-
-
-def find_vocabulary(path: str, n_vocab: int, config: dict[Any, object], options: Options) -> Vocabulary:
-    """What the user named; else a meta.pkl beside the checkpoint or where nanoGPT keeps it; else GPT-2's."""
-    if options.meta is not None and options.text is not None:
-        raise BadArgument("--meta and --text both name the vocabulary: give one of them")
-    if options.meta is not None:
-        return characters.from_meta(options.meta, n_vocab)
-    if options.text is not None:
-        return characters.from_text(options.text, n_vocab)
-    dataset = dataset_name(config)
-    usual = os.path.join("data", dataset, "meta.pkl") if dataset else None
-    beside = os.path.join(os.path.dirname(path), "meta.pkl")
-    if os.path.isfile(beside):
-        return characters.from_meta(beside, n_vocab)
-    if usual and (found := find_above(path, usual)):
-        return characters.from_meta(found, n_vocab)
-    if usual and os.path.isfile(usual):  # where nanoGPT's sample.py looks
-        return characters.from_meta(usual, n_vocab)
-    if n_vocab in BPE_SIZES:
-        n_padding = n_vocab - gpt2_bpe.N_TOKENS
-        text = f"GPT-2's BPE, {gpt2_bpe.N_TOKENS} tokens" + (f" and {n_padding} ids of padding" if n_padding else "")
-        why = f"The vocabulary is GPT-2's BPE: the model has {n_vocab} ids, and there is no meta.pkl."
-        return Vocabulary(gpt2_bpe.vocabulary_keys(n_vocab), text, [why])
-    looked = (
-        f"no {usual} in the folders above it" if usual else "its config names no dataset, and no meta.pkl lies beside"
-    )
-    raise NotFound(
-        f"{path}: expected the vocabulary of its {n_vocab} ids, found {looked}; "
-        "name it with --meta meta.pkl, or the training text with --text input.txt"
-    )
+def check_gelu(name: str) -> str:
+    if name not in ("erf", "tanh"):
+        raise BadArgument(f"there is no GELU {name!r}: choose erf or tanh")
+    return name
 
 
 def dataset_name(config: dict[Any, object]) -> str | None:

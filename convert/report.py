@@ -6,6 +6,10 @@ import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .proof import Proof
 
 Progress = Callable[[int, int], None]  # bytes written, bytes in all
 
@@ -23,6 +27,8 @@ class Report:
     vocabulary: str
     notes: list[str] = field(default_factory=list)  # what was done differently than asked
     assumptions: list[str] = field(default_factory=list)  # what the checkpoint does not say
+    proof: Proof | None = None  # what was tried and measured
+    check: str = ""  # how its logits compare with those of the user's own module
 
     def __str__(self) -> str:
         types = ", ".join(f"{n} {name}" for name, n in self.types.items())
@@ -31,9 +37,41 @@ class Report:
             f"vocabulary: {self.vocabulary}",
             *(f"assumed: {line}" for line in self.assumptions),
             *self.notes,
+            *(proof_lines(self.proof) if self.proof else ()),
+            *([self.check] if self.check else ()),
             f"{self.path}: {human(self.n_params).rstrip()} parameters in {human(self.n_bytes)}B, tensors: {types}",
         ]
         return "\n".join(lines)
+
+
+def proof_lines(proof: Proof) -> list[str]:
+    """What was tried and measured, as a person reads it."""
+    lines = [f"not measured: {why}" for why in proof.left_out]
+    if not proof.text:
+        return lines
+    if proof.trials:
+        lines.append(f"tried on {proof.n_tokens:,} tokens of {proof.text}, nats per token in {proof.type}:")
+        width = max(len(trial.name) for trial in proof.trials)
+        for trial in proof.trials:
+            behind = f"  +{trial.behind:.2g} ± {trial.error:.1g}" if trial.behind else ""
+            taken = "  taken" if trial.is_taken else ""
+            lines.append(f"  {trial.topic}: {trial.name:<{width}}  {trial.nats:.4f}{behind}{taken}")
+    lines.append(
+        f"loss on {proof.n_tokens:,} tokens of {proof.text}: {proof.nats:.4f} nats per token, "
+        f"{proof.bits:.4f} bits per byte in {proof.type}"
+    )
+    if proof.costs:
+        lines.append("rounding costs, beside float32:")
+    for cost in proof.costs:
+        written = "  written" if cost.is_written else ""
+        lines.append(
+            f"  {cost.type:<7} {cost.nats:+.4f} ± {cost.error:.4f} nats per token  {cost.bits:+.4f} bits per byte  "
+            f"{human(cost.n_bytes)}B{written}"
+        )
+    if proof.predictions:
+        likeliest = ", ".join(f"{text} {p:.0%}" for text, p in proof.predictions)
+        lines.append(f"after {proof.line!r}: {likeliest}")
+    return lines
 
 
 def human(n: int) -> str:

@@ -51,7 +51,14 @@ def plan_types(checkpoint: Checkpoint, type: str) -> tuple[dict[str, Type], list
     return {name: known[choice.type] for name, choice in choices.items()}, notes
 
 
-def write(checkpoint: Checkpoint, out: str, type: str, progress: Progress | None = None) -> Report:
+class DiskFull(Error):
+    """There is no room for the file."""
+
+
+def write(
+    checkpoint: Checkpoint, out: str, type: str, progress: Progress | None = None, keep: bool = True
+) -> Report:
+    """Writes the model file `out`, which appears when it is complete. keep: it is to outlive a loss of power."""
     type = mixtures.find(type)
     plan, notes = plan_types(checkpoint, type)
     sizes = {name: tensor.size // plan[name].block * plan[name].bytes for name, tensor in checkpoint.tensors.items()}
@@ -83,7 +90,8 @@ def write(checkpoint: Checkpoint, out: str, type: str, progress: Progress | None
             if progress:
                 progress(total - sum(left.values()), total)
         file.flush()
-        os.fsync(file.fileno())
+        if keep:
+            os.fsync(file.fileno())
         n_bytes = file.tell()
     return Report(
         path=out,
@@ -153,9 +161,8 @@ def check_numbers(block: np.ndarray, tensor: Weights, type: str) -> None:
         )
 
 
-@contextlib.contextmanager
-def complete_or_absent(out: str) -> Iterator[str]:
-    """A name beside `out` to write to; becomes `out` in one step when the block ends, and vanishes when it fails."""
+def check_place(out: str) -> None:
+    """Can there be a file of that name?"""
     target = os.path.realpath(out)
     folder = os.path.dirname(target)
     if not os.path.isdir(folder):
@@ -164,6 +171,13 @@ def complete_or_absent(out: str) -> Iterator[str]:
         raise Error(f"{out}: is a folder; name the file in it, for example {os.path.join(out, 'model.gguf')}")
     if os.path.exists(target) and not os.path.isfile(target):
         raise Error(f"{out}: is a device; name a file")
+
+
+@contextlib.contextmanager
+def complete_or_absent(out: str) -> Iterator[str]:
+    """A name beside `out` to write to; becomes `out` in one step when the block ends, and vanishes when it fails."""
+    check_place(out)
+    target = os.path.realpath(out)
     part = f"{target}.{secrets.token_hex(4)}.part"
     try:
         os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
@@ -173,7 +187,7 @@ def complete_or_absent(out: str) -> Iterator[str]:
         raise
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise Error(f"{out}: the disk is full; make room, or name another folder with -o") from None
+            raise DiskFull(f"{out}: the disk is full; make room, or name another folder with -o") from None
         raise Error(f"{out}: cannot be written: {error.strerror or error}; name another folder with -o") from None
     finally:
         with contextlib.suppress(OSError):

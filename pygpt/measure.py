@@ -6,7 +6,7 @@ import random
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from math import exp, inf, isfinite, log
+from math import exp, inf, log
 from statistics import median
 from time import perf_counter
 from typing import Any, NamedTuple
@@ -18,7 +18,7 @@ from pygpt.generate import Model
 from pygpt.model import IdModel
 
 WINDOW = 2048  # tokens that predict a text's next one: longer contexts hardly help and take quadratic time
-CHUNK = 128  # rows of logits at a time: 25 MB for GPT-2's vocabulary
+CHUNK = 1 << 21  # logits at a time: 8 MB
 
 
 class Perplexity(NamedTuple):
@@ -61,29 +61,40 @@ def perplexity(
         raise _lib.BadArgument(f"a text of {len(ids)} tokens has nothing to predict: it needs at least 2")
     n_ctx = min(model.info.n_ctx, WINDOW) if context is None else _lib.whole("context", context, 1)
     begins = range(0, len(ids) - 1, n_ctx)[:windows]
-    nats, seen = 0.0, Counter()
-    logits = np.empty((CHUNK, model.info.n_vocab), np.float32)
+    nats = sum(float(part.sum()) for part in losses(model, ids, n_ctx, progress(begins)))
+    predicted = ids[1 : begins[-1] + n_ctx + 1]
+    return Perplexity(nats, len(predicted), max(n_text_bytes(model, predicted), 1), len(begins))
+
+
+def losses(model: IdModel, ids: array, n_ctx: int, begins: Iterable[int]) -> Iterator[np.ndarray]:
+    """Nats of each predicted token, float64 [some at a time]: windows of n_ctx tokens, which begin at `begins`, predict
+    the tokens behind theirs."""
+    step = max(16, min(n_ctx, CHUNK // model.info.n_vocab))
+    logits = np.empty((step, model.info.n_vocab), np.float32)
     with model.session(n_ctx) as session:
-        for begin in progress(begins):
+        for begin in begins:
             session.rewind(0)
             targets = ids[begin + 1 : begin + 1 + n_ctx]
-            seen.update(targets)
-            for i in range(0, len(targets), CHUNK):
-                wanted = targets[i : i + CHUNK]
+            for i in range(0, len(targets), step):
+                wanted = targets[i : i + step]
                 rows = logits[: len(wanted)]
                 session.append(ids[begin + i : begin + i + len(wanted)], 0, rows)
-                nats += _nats(rows, wanted)
-    if not isfinite(nats):
-        raise _lib.BadFormat(f"{model.path}: the model's logits are not numbers; its weights are damaged")
-    n_bytes = sum(len(model.tokenizer.token_bytes(id)) * n for id, n in seen.items())
-    return Perplexity(nats, seen.total(), max(n_bytes, 1), len(begins))
+                nats = _nats(rows, wanted)
+                if not np.isfinite(nats).all():
+                    raise _lib.BadFormat(f"{model.path}: the model's logits are not numbers; its weights are damaged")
+                yield nats
 
 
-def _nats(logits: np.ndarray, targets: array) -> float:
-    """Minus the log-likelihood of targets [n] under logits [n, n_vocab]."""
+def n_text_bytes(model: Model, ids: Iterable[int]) -> int:
+    """Bytes of text that ids stand for."""
+    return sum(len(model.tokenizer.token_bytes(id)) * n for id, n in Counter(ids).items())
+
+
+def _nats(logits: np.ndarray, targets: array) -> np.ndarray:
+    """Minus the log-likelihood of each of targets [n] under logits [n, n_vocab]."""
     shifted = logits - logits.max(axis=1, keepdims=True)
     chosen = shifted[np.arange(len(targets)), np.frombuffer(targets, np.int32)]
-    return float((np.log(np.exp(shifted).sum(axis=1, dtype=np.float64)) - chosen).sum())
+    return np.log(np.exp(shifted).sum(axis=1, dtype=np.float64)) - chosen
 
 
 def bench(model: IdModel, n_prompt: int, n_generate: int, repeats: int) -> dict[str, Any]:
@@ -126,7 +137,8 @@ def bench(model: IdModel, n_prompt: int, n_generate: int, repeats: int) -> dict[
 
 
 def _is_product(tensor: _lib.TensorInfo) -> bool:
-    return len(tensor.shape) == 2 and tensor.name.startswith("blk.")
+    """Do vectors pass through it? Tables are looked up."""
+    return len(tensor.shape) == 2 and tensor.name.startswith("blk.") and not tensor.name.endswith("_embd.weight")
 
 
 def _runs(model: IdModel, kind: str, n: int, repeats: int) -> Iterator[float]:

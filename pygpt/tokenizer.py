@@ -176,6 +176,28 @@ class CharacterTokenizer(Tokenizer):
             raise _unknown(error.args[0], text.index(error.args[0])) from None
 
 
+class ByteTokenizer(Tokenizer):
+    """Every id is one byte of UTF-8; ids from 256 on stand for nothing."""
+
+    kind = "byte"
+    n_vocab = 256
+
+    def token_bytes(self, id: int) -> bytes:
+        return bytes([self._checked(id)])
+
+    def banned_ids(self, n_vocab: int) -> list[int]:
+        return list(range(self.n_vocab, n_vocab))
+
+    def start_ids(self) -> list[int]:
+        return [ord("\n")]
+
+    def _encode(self, text: str, skip: bool, parse_special: bool) -> list[int]:
+        try:
+            return list(text.encode("utf-8", "ignore" if skip else "strict"))
+        except UnicodeEncodeError as error:  # half of a surrogate pair
+            raise _unknown(text[error.start], error.start) from None
+
+
 class PieceTokenizer(Tokenizer):
     """What the kinds share whose tokens are pieces of text: control tokens and others that stand for what they are."""
 
@@ -336,6 +358,7 @@ class TextStream:
 KINDS: dict[str, Callable[[Mapping[str, Any]], Tokenizer]] = {
     "none": Tokenizer,
     "character": CharacterTokenizer,
+    "byte": ByteTokenizer,
     "gpt2": BPETokenizer,
     "llama": SentencePieceTokenizer,
 }

@@ -73,8 +73,13 @@ NAMES = {  # transformers' names, GGUF's names
 }
 
 
+def converted_file(folder, *arguments, **options):
+    """A conversion without trials on text, which tests/test_proof.py is about."""
+    return convert_checkpoint(folder, *arguments, **{"proof": False, **options})
+
+
 def converted(folder, type="f32", **options):
-    report = convert_checkpoint(folder, type=type, **options)
+    report = converted_file(folder, type=type, **options)
     assert not [path for path in folder.iterdir() if path.suffix == ".part"]
     return File(report.path), report
 
@@ -82,7 +87,7 @@ def converted(folder, type="f32", **options):
 def refused(folder, match, error=pygpt.Error, **options):
     before = sorted(folder.iterdir())
     with pytest.raises(error, match=match) as caught:
-        convert_checkpoint(folder, **options)
+        converted_file(folder, **options)
     sentence = str(caught.value)
     assert isinstance(caught.value, pygpt.Error) and "\n" not in sentence and len(sentence) < 600, sentence
     assert str(folder) in sentence or options, sentence
@@ -122,7 +127,7 @@ PARITY = {
 def test_pygpt_computes_what_transformers_computes(tmp_path, case):
     kind, changes = PARITY[case]
     model = make_folder(tmp_path / "m", kind, **changes)
-    report = convert_checkpoint(tmp_path / "m", type="f32")
+    report = converted_file(tmp_path / "m", type="f32")
     ids = np.random.default_rng(1).integers(0, 320, 48).tolist()
     with pygpt.Model(report.path) as own:
         ids = ids[: own.info.n_ctx]
@@ -133,7 +138,7 @@ def test_pygpt_computes_what_transformers_computes(tmp_path, case):
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3", "gpt2"])
 def test_a_quantized_model_computes_about_the_same(tmp_path, kind):
     model = make_folder(tmp_path / "m", kind)
-    report = convert_checkpoint(tmp_path / "m")
+    report = converted_file(tmp_path / "m")
     assert report.type == "q8_0" and report.types["q8_0"] > 8
     ids = list(range(3, 40))
     with pygpt.Model(report.path) as own:
@@ -221,26 +226,26 @@ def test_shards_are_one_model(tmp_path):
     make_folder(tmp_path / "many" / "m", "llama", shards="30kB")
     assert len(list((tmp_path / "many" / "m").glob("model-*.safetensors"))) > 5
     for part in ("one", "many"):
-        convert_checkpoint(tmp_path / part / "m")
+        converted_file(tmp_path / part / "m")
     assert (tmp_path / "one/m/model.gguf").read_bytes() == (tmp_path / "many/m/model.gguf").read_bytes()
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 def test_pytorch_model_bin_is_read_too(tmp_path, kind):
     model = make_folder(tmp_path / "m", kind, tie_word_embeddings=True)
-    expected = convert_checkpoint(tmp_path / "m", tmp_path / "expected.gguf", "f32")
+    expected = converted_file(tmp_path / "m", tmp_path / "expected.gguf", "f32")
     (tmp_path / "m/model.safetensors").unlink()
     weights = model.state_dict()
     assert "lm_head.weight" in weights
     torch.save(weights, tmp_path / "m/pytorch_model.bin")
-    report = convert_checkpoint(tmp_path / "m", type="f32")
+    report = converted_file(tmp_path / "m", type="f32")
     assert Path(report.path).read_bytes() == Path(expected.path).read_bytes()
     places = {name: f"pytorch_model-{i % 2 + 1:05}-of-00002.bin" for i, name in enumerate(weights)}
     for shard in set(places.values()):
         torch.save({name: w for name, w in weights.items() if places[name] == shard}, tmp_path / "m" / shard)
     (tmp_path / "m/pytorch_model.bin").unlink()
     (tmp_path / "m/pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": places}))
-    report = convert_checkpoint(tmp_path / "m", type="f32")
+    report = converted_file(tmp_path / "m", type="f32")
     assert Path(report.path).read_bytes() == Path(expected.path).read_bytes()
 
 
@@ -391,7 +396,7 @@ def test_a_file_of_the_folder_means_the_folder(tmp_path):
     make_folder(tmp_path / "m", "llama", shards="30kB")
     shard = next((tmp_path / "m").glob("model-*.safetensors")).name
     for name in ("", "config.json", shard, "model.safetensors.index.json"):
-        report = convert_checkpoint(tmp_path / "m" / name)
+        report = converted_file(tmp_path / "m" / name)
         assert report.path == str(tmp_path / "m/model.gguf") and report.source == "Hugging Face"
         assert report.recognised_by == "LlamaForCausalLM in config.json"
         Path(report.path).unlink()
@@ -399,7 +404,7 @@ def test_a_file_of_the_folder_means_the_folder(tmp_path):
 
 def test_the_report_is_a_few_lines_that_say_it_all(tmp_path, pygpt):
     make_folder(tmp_path / "m", "llama", tokenizer="llama3", rope_parameters=LLAMA3_ROPE)
-    done = pygpt("convert", tmp_path / "m", "--type", "f16")
+    done = pygpt("convert", tmp_path / "m", "--type", "f16", "--no-proof")
     assert done.returncode == 0, done.stderr
     lines = done.stdout.decode().splitlines()
     assert lines[0] == (
@@ -420,8 +425,8 @@ def test_an_output_that_is_an_input_is_refused(tmp_path):
 
 def test_options_for_nanogpt_are_refused(tmp_path):
     make_folder(tmp_path / "m", "gpt2")
-    for options in ({"meta": "meta.pkl"}, {"text": "input.txt"}, {"gelu": "erf"}):
-        refused(tmp_path / "m", "is for checkpoints of nanoGPT", ValueError, **options)
+    for options in ({"meta": "meta.pkl"}, {"gelu": "erf"}, {"n_head": 3}):
+        refused(tmp_path / "m", "is not for a folder of Hugging Face", ValueError, **options)
 
 
 def test_a_model_of_the_hubs_cache_has_its_name(tmp_path):
@@ -672,7 +677,7 @@ def test_gpt2_needs_no_tokenizer_json(tmp_path):
     (tmp_path / "m/merges.txt").unlink()
     refused(tmp_path / "m", "merges.txt: cannot be read; it belongs to vocab.json")
     make_folder(tmp_path / "n", "gpt2", tokenizer="none", vocab_size=50257, n_embd=8, n_layer=1)
-    report = convert_checkpoint(tmp_path / "n", type="f16")
+    report = converted_file(tmp_path / "n", type="f16")
     assert report.vocabulary == "GPT-2's BPE, 50257 tokens"
     assert report.assumptions[0].startswith("The vocabulary is GPT-2's BPE: the model has 50257 ids, and there is no")
 
@@ -700,7 +705,7 @@ def test_pygpt_splits_text_as_transformers_does(tmp_path, kind):
         tokenizer.normalizer = normalizers.NFC()
         with_tokenizer(tmp_path / "m", tokenizer)
     theirs = AutoTokenizer.from_pretrained(tmp_path / "m")
-    own = pygpt.Tokenizer.from_file(convert_checkpoint(tmp_path / "m").path)
+    own = pygpt.Tokenizer.from_file(converted_file(tmp_path / "m").path)
     for text in TEXTS:
         assert own.encode(text) == theirs(text).input_ids, text
         assert own.decode(own.encode(text, add_special=False)) == (text if kind != "nfc" else normalized(text))
@@ -718,7 +723,7 @@ def test_pygpt_splits_text_as_sentencepiece_does(tmp_path, files):
 
     make_folder(tmp_path / "m", "llama", tokenizer=files, **SPM)
     theirs = sentencepiece.SentencePieceProcessor(model_proto=sentencepiece_model())
-    own = pygpt.Tokenizer.from_file(convert_checkpoint(tmp_path / "m").path)
+    own = pygpt.Tokenizer.from_file(converted_file(tmp_path / "m").path)
     for text in TEXTS[:-1]:  # of an empty text sentencepiece makes nothing, and llama.cpp a space
         assert own.encode(text, add_special=False) == theirs.encode(text), text
         assert own.decode(theirs.encode(text)) == text
@@ -737,7 +742,7 @@ def test_llama_2s_scores_follow_from_its_merges(tmp_path):
     value = tokenizer_of(tmp_path / "m")
     value["model"] |= {"vocab": place, "merges": [[left, right] for left, right, _ in merges]}
     (tmp_path / "m/tokenizer.json").write_text(json.dumps(value))
-    own = pygpt.Tokenizer.from_file(convert_checkpoint(tmp_path / "m").path)
+    own = pygpt.Tokenizer.from_file(converted_file(tmp_path / "m").path)
     texts = shared("vocab/llama-spm.inp").read_text().split("\n__ggml_vocab_test__\n")
     expected = [list(map(int, line.split())) for line in shared("vocab/llama-spm.out").read_text().splitlines()]
     assert [own.encode(text, add_special=False) for text in texts[: len(expected)]] == expected
@@ -860,7 +865,7 @@ def test_files_that_are_missing_are_named(folder):
     path = folder("llama")
     (path / "config.json").unlink()
     with pytest.raises(pygpt.Error, match="model.safetensors: looks like a file of safetensors; .* the config.json"):
-        convert_checkpoint(path / "model.safetensors")
+        converted_file(path / "model.safetensors")
 
 
 def test_a_missing_tokenizer_is_named(folder):
@@ -928,7 +933,7 @@ def test_weights_that_cannot_be_are_refused(folder):
     ):
         save_file(weights | {name: w}, path / "model.safetensors")
         with pytest.raises(pygpt.Error, match=match):
-            convert_checkpoint(path)
+            converted_file(path)
     del weights[name]
     save_file(weights, path / "model.safetensors")
     refused(path, f"expected a tensor {name} by config.json, found none")
@@ -1037,6 +1042,7 @@ print(seconds, int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read
 
 def cost(path, out, **options):
     """Seconds and megabytes of a conversion in a process of its own that has none of Hugging Face's packages."""
+    options = {"proof": False, **options}
     output = subprocess.check_output([sys.executable, "-c", PROGRAM, str(path), str(out), repr(options)], text=True)
     return [float(n) for n in output.split()]
 

@@ -210,7 +210,7 @@ def test_damaged_folders_give_a_file_or_a_sentence(tmp_path, kind):
         path.write_bytes(mutated(data[:head], rng) + data[head:])
         begin = time.perf_counter()
         try:
-            convert_checkpoint(tmp_path / "m", tmp_path / "out.gguf")
+            convert_checkpoint(tmp_path / "m", tmp_path / "out.gguf", proof=False)
             outcomes["file"] += 1
         except pygpt.Error as error:
             assert "\n" not in str(error) and len(str(error)) < 700, error

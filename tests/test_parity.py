@@ -38,7 +38,12 @@ def converted(tmp_path, config: Config, type: str = "f32", sharpness: float = 3.
     (tmp_path / "text.txt").write_text(text, encoding="utf-8")
     out = tmp_path / f"{type}.gguf"
     convert_checkpoint(
-        tmp_path / "ckpt.pt", out, type=type, text=tmp_path / "text.txt", gelu=config.gelu.removeprefix("gelu_")
+        tmp_path / "ckpt.pt",
+        out,
+        type=type,
+        text=tmp_path / "text.txt",
+        gelu=config.gelu.removeprefix("gelu_"),
+        proof=False,
     )
     return model, out
 

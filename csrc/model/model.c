@@ -142,7 +142,8 @@ static int work_init(struct work *w, const struct hparams *h, int n_workers) {
 
 /* A bias of zeros is what a model without biases is written with: no parameter. */
 static int is_absent_bias(const struct gpt_tensor *t) {
-    if (t->n_dims > 1) return 0;
+    const char *dot = strrchr(t->name, '.');
+    if (t->n_dims > 1 || !dot || strcmp(dot, ".bias")) return 0;
     for (int64_t i = 0; i < t->bytes; i++)
         if (((const char *)t->data)[i]) return 0;
     return 1;

@@ -1,0 +1,164 @@
+"""make variants: does the converter find out what checkpoints do not say? Into bench/variants.md.
+
+    python bench/variants.py [--minutes 2] [--only PATTERN]
+
+For each pair of equal names and different arithmetic a model is trained on the shipped Shakespeare with each of the
+two, then converted without a hint. Right is the variant that it was trained with, or UNCLEAR where losses do not tell.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "tests"))
+
+import torch  # noqa: E402
+from pygpt.convert import convert_checkpoint  # noqa: E402
+from reference import gpt, lecture, mingpt, nanochat, training  # noqa: E402
+
+TEXT = (ROOT / "examples/shakespeare/input.txt").read_text(encoding="utf-8")
+N_CTX = 128
+
+
+@dataclass
+class Case:
+    """A model that is trained, and what the converter should find."""
+
+    name: str
+    make: Callable[[Path, float], Path]  # (folder, seconds) -> the checkpoint
+    truth: str  # the name of the right answer
+
+
+def nanogpt_case(name: str) -> Callable[[Path, float], Path]:
+    def make(folder: Path, seconds: float) -> Path:
+        found, ids = training.characters(TEXT)
+        c = gpt.Config(n_layer=4, n_head=4, n_embd=96, block_size=N_CTX, vocab_size=len(found), gelu=f"gelu_{name}")
+        torch.manual_seed(0)
+        model = gpt.GPT(c, gpt.FastAttention)
+        training.train(model, model, ids, N_CTX, seconds=seconds)
+        torch.save(gpt.checkpoint(model), folder / "ckpt.pt")
+        return folder / "ckpt.pt"
+
+    return make
+
+
+def lecture_case(scale: str) -> Callable[[Path, float], Path]:
+    def make(folder: Path, seconds: float) -> Path:
+        found, ids = training.characters(TEXT)
+        c = lecture.Config(n_vocab=len(found), n_ctx=N_CTX, n_embd=96, n_head=4, n_layer=4, scale=scale)
+        torch.manual_seed(0)
+        model = lecture.GPTLanguageModel(c)
+        training.train(model, model, ids, N_CTX, seconds=seconds)
+        torch.save(model.state_dict(), folder / "model.pt")
+        return folder / "model.pt"
+
+    return make
+
+
+def mingpt_case(n_head: int) -> Callable[[Path, float], Path]:
+    def make(folder: Path, seconds: float) -> Path:
+        found, ids = training.characters(TEXT)
+        c = mingpt.Config(n_layer=4, n_head=n_head, n_embd=96, block_size=N_CTX, vocab_size=len(found))
+        torch.manual_seed(0)
+        model = mingpt.GPT(c)
+        training.train(model, model, ids, N_CTX, seconds=seconds)
+        torch.save(model.state_dict(), folder / "model.pt")
+        return folder / "model.pt"
+
+    return make
+
+
+def nanochat_case(generation: str, **constants: Any) -> Callable[[Path, float], Path]:
+    """Weights of one generation, constants of another: sequences of 512, so that the short windows differ."""
+
+    def make(folder: Path, seconds: float) -> Path:
+        ranks = nanochat.train_ranks([TEXT[:200_000]], 503)
+        encoding = nanochat.save_tokenizer(folder, ranks)
+        ids = encoding.encode_ordinary(TEXT)
+        changes = {"sequence_len": 512, "vocab_size": 512, "padded_vocab": 512, "n_embd": 96}
+        changes |= {"n_head": 3, "n_kv_head": 3}
+        c = nanochat.generation(generation, window_pattern="SSSL", **changes, **constants)
+        torch.manual_seed(0)
+        model = nanochat.GPT(c)
+        training.train(model, model, ids, 512, seconds=seconds, batch=4)
+        return nanochat.save(folder, model)
+
+    return make
+
+
+N3 = {"qk_scale": 1.15, "short": "third"}
+N4 = {"qk_scale": 1.2, "short": "quarter"}
+CASES = (
+    Case("nanoGPT, exact GELU", nanogpt_case("erf"), "erf"),
+    Case("nanoGPT, tanh GELU", nanogpt_case("tanh"), "tanh"),
+    Case("lecture, scale by the head", lecture_case("head"), "head"),
+    Case("lecture, scale by the width", lecture_case("width"), "width"),
+    Case("minGPT, 3 heads", mingpt_case(3), "3"),
+    Case("minGPT, 6 heads", mingpt_case(6), "6"),
+    Case("nanochat N2, softcap 15", nanochat_case("N2"), "softcap 15"),
+    Case("nanochat N2, softcap 20", nanochat_case("N2 softcap 20"), "softcap 20"),
+    Case("nanochat N3 weights, N3 constants", nanochat_case("N3"), "N3"),
+    Case("nanochat N3 weights, N4 constants", nanochat_case("N3", **N4), "N4"),
+    Case("nanochat N4 weights, N3 constants", nanochat_case("N4", **N3), "N3"),
+    Case("nanochat N4 weights, N4 constants", nanochat_case("N4"), "N4"),
+)
+
+
+def run(case: Case, seconds: float) -> list[str]:
+    """Lines of the table: one per candidate."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "input.txt").write_text(TEXT, encoding="utf-8")
+        path = case.make(folder, seconds)
+        report = convert_checkpoint(path, folder / "out.gguf", type="f32")
+    trials = report.proof.trials
+    taken = next(t for t in trials if t.is_taken)
+    unclear = any("UNCLEAR" in line for line in report.assumptions)
+    verdict = "unclear" if unclear else "right" if case.truth in taken.name else "WRONG"
+    lines = []
+    for trial in trials:
+        behind = f"+{trial.behind:.2g} ± {trial.error:.1g}" if trial.behind else "best"
+        mark = f"taken: {verdict}" if trial is taken else ""
+        lines.append(f"| {case.name} | {trial.name} | {trial.nats:.4f} | {behind} | {mark} |")
+    return lines
+
+
+def main() -> int:
+    p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    p.add_argument("--minutes", type=float, default=2.0, help="of training per model (default 2)")
+    p.add_argument("--only", default="*", help="names to run, with * and ?")
+    p.add_argument("--out", type=Path, default=ROOT / "bench/variants.md")
+    o = p.parse_args()
+    begin, lines = time.monotonic(), []
+    for case in CASES:
+        if fnmatch.fnmatch(case.name, o.only):
+            lines += run(case, 60 * o.minutes)
+            print("\n".join(lines[-4:]), flush=True)
+    page = [
+        "# What checkpoints do not say, found out",
+        "",
+        f"Each model was trained for {o.minutes:g} minutes on examples/shakespeare and converted without a hint "
+        "(`make variants`). Losses are nats per token on the end of the text, which training left out; behind them how",
+        "much worse than the best, with the standard error of the difference. Clear is more than three of these.",
+        "",
+        "| trained as | tried | loss | behind the best | |",
+        "|---|---|---|---|---|",
+        *lines,
+        "",
+    ]
+    o.out.write_text("\n".join(page), encoding="utf-8")
+    print(f"{o.out}: {time.monotonic() - begin:.0f} s")
+    return int(any("WRONG" in line for line in lines))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,191 @@
+"""What a checkpoint does not say is tried on text, and what rounding costs is measured."""
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="PyTorch writes the checkpoints that are converted here: pip install torch")
+
+from pygpt.convert import convert_checkpoint, proof  # noqa: E402
+from pygpt.convert.checkpoint import Answer, Question  # noqa: E402
+from pygpt.convert.proof import CLEAR, decide, difference, read_end  # noqa: E402
+from reference.nanogpt_checkpoint import checkpoint, save, save_meta  # noqa: E402
+
+import pygpt  # noqa: E402
+
+A, B, C = (Answer(name, {}) for name in "ABC")
+
+
+def question(*answers, **changes):
+    return Question("the letter", "--letter", list(answers), "as always", **changes)
+
+
+def series(*means, n=2048, noise=0.3, seed=0):
+    """Losses of several candidates on the same tokens: common noise, and a little of their own."""
+    rng = np.random.default_rng(seed)
+    common = rng.normal(3, 2, n)
+    return [common + mean + noise * rng.standard_normal(n) for mean in means]
+
+
+# ---- deciding
+
+
+def test_a_clear_difference_decides_against_the_rule():
+    answer, sentence = decide(question(A, B), series(0.1, 0), "a text")
+    assert answer is B
+    assert sentence.startswith("The letter is B: 0.") and "nats per token better than A on a text" in sentence
+
+
+def test_a_difference_within_its_error_decides_nothing_and_is_called_unclear():
+    for mean in (0.001, -0.001):
+        answer, sentence = decide(question(A, B), series(mean, 0), "a text")
+        assert answer is A and "as always; UNCLEAR: a text does not tell A and B apart (--letter decides)" in sentence
+
+
+def test_what_is_clearly_worse_is_out_even_if_the_rest_is_unclear():
+    answer, sentence = decide(question(A, B, C), series(0.5, 0, 0.0001), "a text")
+    assert answer is B and "does not tell B and C apart" in sentence
+
+
+def test_a_model_that_has_learned_nothing_yet_decides_nothing():
+    tried = series(0.1, 0)
+    answer, sentence = decide(question(A, B), tried, "a text", entropy=3.1)
+    assert answer is A and "as always; UNCLEAR: the model predicts a text hardly better than frequencies" in sentence
+    assert decide(question(A, B), tried, "a text", entropy=4.0)[0] is B
+    assert proof.entropy(np.array([0, 1, 2, 3] * 8)) == pytest.approx(np.log(4))
+
+
+def test_equal_losses_are_unclear():
+    (values,) = series(0)
+    answer, sentence = decide(question(A, B), [values, values.copy()], "a text")
+    assert answer is A and "UNCLEAR" in sentence
+
+
+def test_where_no_rule_helps_the_option_is_asked_for():
+    for tried, words in ((None, "no text was at hand"), (series(0, 0.0001), "does not tell A and B apart")):
+        with pytest.raises(pygpt.Error, match=f"{words}.*name it with --letter"):
+            decide(question(A, B, has_default=False), tried, "a text")
+    assert decide(question(A, B, has_default=False), series(1, 0), "a text")[0] is B
+
+
+def test_the_error_counts_neighbours_as_alike():
+    """Losses come in runs; taken for independent they would seem sixteen times as many."""
+    rng = np.random.default_rng(1)
+    found = []
+    for _ in range(200):
+        runs = np.repeat(rng.standard_normal(128), 16)
+        mean, error = difference(runs, np.zeros_like(runs))
+        found.append(abs(mean) / error)
+    assert np.mean(np.array(found) > CLEAR) < 0.03
+    independent = 16 * 128
+    assert np.mean(np.array(found)) > 0.5 and independent == len(runs)
+
+
+# ---- texts
+
+
+def test_the_end_of_a_long_text_is_taken_and_all_of_a_short_one(tmp_path):
+    path = tmp_path / "input.txt"
+    path.write_text("".join(f"line {i}\n" for i in range(100_000)))
+    text = read_end(str(path))
+    assert text.startswith("line 9") and len(text) <= 8 * 8192
+    path.write_text("one line\n")
+    assert read_end(str(path)) == "one line\n"
+    path.write_bytes(b"\xff\xfe\xff")
+    with pytest.raises(pygpt.Error, match="expected text in UTF-8, found none"):
+        read_end(str(path))
+    with pytest.raises(FileNotFoundError, match="there is no such file"):
+        read_end(str(tmp_path / "none.txt"))
+
+
+def letters(tmp_path, n_lines=400):
+    """A text of 65 different characters, and a model's checkpoint beside its meta.pkl."""
+    rng = np.random.default_rng(0)
+    characters = [chr(33 + i) for i in range(64)] + ["\n"]
+    lines = ("".join(rng.choice(characters[:64], 60)) for _ in range(n_lines))
+    (tmp_path / "input.txt").write_text("\n".join([*lines, ""]))
+    save_meta(tmp_path / "meta.pkl", "".join(sorted(characters)))
+    return save(tmp_path / "ckpt.pt", checkpoint())
+
+
+# ---- the report
+
+
+def test_the_report_shows_candidates_costs_and_predictions(tmp_path):
+    report = convert_checkpoint(letters(tmp_path), type="q4_0")
+    found = report.proof
+    assert found.text == "input.txt" and found.n_tokens == 8192 and found.type == "f32"
+    assert [(t.topic, t.name) for t in found.trials] == [("the GELU", "erf"), ("the GELU", "tanh")]
+    assert [t.is_taken for t in found.trials].count(True) == 1
+    assert {c.type for c in found.costs} == {"q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_0"}
+    assert [c.type for c in found.costs if c.is_written] == ["q4_0"]
+    costs = {c.type: c for c in found.costs}
+    assert costs["q8_0"].n_bytes > costs["q4_0"].n_bytes
+    assert found.bits == pytest.approx(found.nats / np.log(2))  # a character is a byte
+    assert len(found.predictions) == 5 and all(0 < p < 1 for _, p in found.predictions)
+    text = str(report)
+    assert "tried on 8,192 tokens of input.txt, nats per token in f32:\n  the GELU: erf " in text
+    assert "rounding costs, beside float32:\n  q8_0 " in text and "written" in text
+
+
+def test_losses_are_those_of_perplexity(tmp_path):
+    from pygpt.measure import perplexity
+
+    report = convert_checkpoint(letters(tmp_path), type="f32")
+    text = read_end(str(tmp_path / "input.txt"))[: report.proof.n_tokens + 1]
+    with pygpt.Model(report.path) as model:
+        found = perplexity(model, text)
+    assert found.n_tokens == report.proof.n_tokens
+    assert found.nats_per_token == pytest.approx(report.proof.nats, rel=1e-6)
+    assert found.bits_per_byte == pytest.approx(report.proof.bits, rel=1e-6)
+
+
+def test_an_option_leaves_nothing_to_try(tmp_path):
+    report = convert_checkpoint(letters(tmp_path), gelu="tanh")
+    assert report.proof.trials == [] and "The GELU is tanh, as the option says." in report.assumptions
+    assert report.proof.costs
+
+
+def test_without_proof_the_rule_stands_and_says_so(tmp_path):
+    report = convert_checkpoint(letters(tmp_path), proof=False)
+    assert report.proof == proof.Proof(type="")
+    assert "The GELU is erf, as in nanoGPT since 2023-06-14; not tried on text (--gelu decides)." in report.assumptions
+
+
+def test_what_would_take_much_memory_is_left_out_and_said(tmp_path, monkeypatch):
+    path = letters(tmp_path)
+    monkeypatch.setattr(proof, "MEMORY", -(1 << 30))
+    report = convert_checkpoint(path)
+    assert report.proof.text == "" and all("--proof does it" in line for line in report.proof.left_out)
+    assert "not measured: " in str(report)
+    assert convert_checkpoint(path, proof=True).proof.costs
+
+
+def test_a_disk_without_room_for_trials_is_said_and_the_file_written(tmp_path, monkeypatch):
+    path = letters(tmp_path)
+    real = proof.write
+
+    def full(checkpoint, out, type, **settings):
+        raise proof.DiskFull("no room")
+
+    monkeypatch.setattr(proof, "write", full)
+    report = convert_checkpoint(path)
+    assert "the disk has no room to try f32" in report.proof.left_out
+    assert (tmp_path / "ckpt.gguf").exists() and report.proof.text == "input.txt"
+    monkeypatch.setattr(proof, "write", real)
+
+
+def test_trials_leave_nothing_behind(tmp_path):
+    path = letters(tmp_path)
+    before = {p.name for p in tmp_path.iterdir()}
+    convert_checkpoint(path)
+    assert {p.name for p in tmp_path.iterdir()} - before == {"ckpt.gguf"}
+
+
+def test_a_type_that_cannot_hold_the_numbers_is_left_out(tmp_path):
+    path = letters(tmp_path)
+    value = checkpoint()
+    value["model"]["transformer.h.0.mlp.c_fc.weight"] *= 1e7
+    save(path, value)
+    report = convert_checkpoint(path, type="f32")
+    assert report.proof.costs == [c for c in report.proof.costs if c.type == "f32"]
+    assert any(line.startswith("q8_0: ") and "more than q8_0 can" in line for line in report.proof.left_out)
