@@ -15,14 +15,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pygpt._lib import Error
+    from pygpt.chat import Chat
     from pygpt.generate import Model
     from pygpt.model import Session
     from pygpt.tokenizer import Tokenizer
 
-__all__ = ["Error", "Model", "Session", "Tokenizer", "__version__"]
+__all__ = ["Chat", "Error", "Model", "Session", "Tokenizer", "__version__"]
 __version__ = "0.1.0"
 
 HOMES = {
+    "Chat": "pygpt.chat",
     "Error": "pygpt._lib",
     "Model": "pygpt.generate",
     "Session": "pygpt.model",

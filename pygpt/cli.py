@@ -10,6 +10,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterable
+from importlib import import_module
 from time import perf_counter
 from typing import Any, NoReturn
 
@@ -84,7 +85,11 @@ def bar(name: str, unit: str) -> Callable[[Iterable], Iterable]:
 def run_convert(o: argparse.Namespace) -> None:
     from pygpt.convert import convert_checkpoint
 
-    report = convert_checkpoint(o.source, o.output, type=o.type, meta=o.meta, text=o.text, gelu=o.gelu, progress=True)
+    names = ("meta", "text", "tokenizer", "n_head", "gelu", "attention_scale", "softcap", "rope_base", "qk_scale")
+    options = {name: getattr(o, name) for name in names}
+    report = convert_checkpoint(
+        o.source, o.output, type=o.type, proof=o.proof, check=o.check, progress=True, **options
+    )
     write(f"{report}\n")
 
 
@@ -225,9 +230,20 @@ def run_perplexity(o: argparse.Namespace) -> None:
 
 
 def run_quantize(o: argparse.Namespace) -> None:
-    from pygpt.convert.requantize import requantize
+    from pygpt.convert.model_file import requantize
 
     write(f"{requantize(o.source, o.output, o.type, progress=True)}\n")
+
+
+def run_explain(o: argparse.Namespace) -> None:
+    from pygpt.explain import explain
+
+    with open_model(o.model, o.threads) as model:
+        write(explain(model))
+
+
+def run_chat(o: argparse.Namespace) -> None:
+    import_module("pygpt.chat_cli").run(o)  # it uses our words, so it stands above us
 
 
 # ---- their words -----------------------------------------------------------------------------------------------------
@@ -289,6 +305,16 @@ def whole(low: int, high: int = 2**31 - 1) -> Callable[[str], int]:
     return parse
 
 
+def positive(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 1e30:
+        raise argparse.ArgumentTypeError(f"expected a number above 0, found {text!r}")
+    return value
+
+
 def setting(name: str, number: Callable[[str], Any]) -> Callable[[str], Any]:
     """A sampling setting: what may be is written in pygpt.model alone."""
 
@@ -333,8 +359,17 @@ def arguments_convert(p: argparse.ArgumentParser) -> None:
     p.add_argument("-o", "--output", metavar="OUT.gguf", help="default: beside the input")
     p.add_argument("--type", type=type_name, default="q8_0", help=TYPES + "; default q8_0")
     p.add_argument("--meta", metavar="META.pkl", help="the vocabulary that nanoGPT's data preparation wrote")
-    p.add_argument("--text", metavar="INPUT.txt", help="the training text, to rebuild a character vocabulary from")
+    p.add_argument("--text", metavar="INPUT.txt", help="the training text: its characters, and what is tried on it")
+    p.add_argument("--tokenizer", metavar="FILE", help="a tokenizer.pkl, .model or .bin; or bytes, or gpt2")
+    p.add_argument("--n-head", metavar="N", type=whole(1), help="heads per layer")
     p.add_argument("--gelu", choices=["erf", "tanh"], help="the GELU that the model was trained with")
+    scale = "scores are divided by the root of the head size (head), of the width (width), or multiplied by a number"
+    p.add_argument("--attention-scale", metavar="S", help=scale)
+    for name in ("softcap", "rope-base", "qk-scale"):
+        p.add_argument(f"--{name}", metavar="X", type=positive, help="a constant of nanochat")
+    proof = "try on text what the file does not tell, and measure what rounding costs (default: if memory allows)"
+    p.add_argument("--proof", action=argparse.BooleanOptionalAction, help=proof)
+    p.add_argument("--check", metavar="FILE.py:CLASS", help="run your own module (needs torch) and compare its logits")
 
 
 def arguments_generate(p: argparse.ArgumentParser) -> None:
@@ -389,9 +424,20 @@ def arguments_quantize(p: argparse.ArgumentParser) -> None:
     p.add_argument("--type", type=type_name, required=True, help=TYPES)
 
 
+def arguments_explain(p: argparse.ArgumentParser) -> None:
+    p.add_argument("model", metavar="MODEL")
+    p.add_argument("-t", "--threads", metavar="THREADS", type=whole(1, MAX_THREADS), help="default: every processor")
+
+
+def arguments_chat(p: argparse.ArgumentParser) -> None:
+    import_module("pygpt.chat_cli").arguments(p)
+
+
 COMMANDS: dict[str, tuple[Callable, Callable, str]] = {
     "convert": (run_convert, arguments_convert, "turn a trained checkpoint into a model file"),
     "generate": (run_generate, arguments_generate, "continue a text"),
+    "chat": (run_chat, arguments_chat, "talk with a model that was trained for it"),
+    "explain": (run_explain, arguments_explain, "what a model computes, where its bytes are, what limits its speed"),
     "info": (run_info, arguments_info, "what a model file holds, and which kernels this CPU gets"),
     "bench": (run_bench, arguments_bench, "how fast a model is here, beside the machine's limits"),
     "perplexity": (run_perplexity, arguments_perplexity, "how well a model predicts a text"),

@@ -235,11 +235,11 @@ class PieceTokenizer(Tokenizer):
         return {text: id for text, id in texts.items() if text and "\ufffd" not in text}
 
     @cached_property
-    def _in_any_text(self) -> dict[str, int]:
+    def text_tokens(self) -> dict[str, int]:
         return self._special(USER_DEFINED)
 
     @cached_property
-    def _in_templates(self) -> dict[str, int]:
+    def template_tokens(self) -> dict[str, int]:
         return self._special(USER_DEFINED, CONTROL, UNKNOWN)
 
     def _encode(self, text: str, skip: bool, parse_special: bool) -> list[int]:
@@ -250,7 +250,7 @@ class PieceTokenizer(Tokenizer):
                 raise _unknown(text[error.start], error.start) from None
             text = text.encode("utf-8", "ignore").decode()
         ids: list[int] = []
-        for start, part, id in _cut(text, self._in_templates if parse_special else self._in_any_text):
+        for start, part, id in cut(text, self.template_tokens if parse_special else self.text_tokens):
             if id is not None:
                 ids.append(id)
             else:
@@ -382,7 +382,7 @@ def _split_rule(keys: Mapping[str, Any]) -> Rule:
     raise Unsupported(f"the file's tokenizer splits text by the rule {name!r}; known are {', '.join(BY_NAME)}")
 
 
-def _cut(text: str, special: Mapping[str, int]) -> Iterator[tuple[int, str, int | None]]:
+def cut(text: str, special: Mapping[str, int]) -> Iterator[tuple[int, str, int | None]]:
     """(start, part, its id if it is a special token). Of tokens that begin at the same place the longest wins."""
     found = sorted((token for token in special if token in text), key=len, reverse=True)
     at = 0
