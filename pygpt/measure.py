@@ -16,6 +16,7 @@ import numpy as np
 from pygpt import _lib
 from pygpt.generate import Model
 from pygpt.model import IdModel
+from pygpt.tokenizer import Tokenizer
 
 WINDOW = 2048  # tokens that predict a text's next one: longer contexts hardly help and take quadratic time
 CHUNK = 1 << 21  # logits at a time: 8 MB
@@ -63,7 +64,7 @@ def perplexity(
     begins = range(0, len(ids) - 1, n_ctx)[:windows]
     nats = sum(float(part.sum()) for part in losses(model, ids, n_ctx, progress(begins)))
     predicted = ids[1 : begins[-1] + n_ctx + 1]
-    return Perplexity(nats, len(predicted), max(n_text_bytes(model, predicted), 1), len(begins))
+    return Perplexity(nats, len(predicted), max(n_text_bytes(model.tokenizer, predicted), 1), len(begins))
 
 
 def losses(model: IdModel, ids: array, n_ctx: int, begins: Iterable[int]) -> Iterator[np.ndarray]:
@@ -85,9 +86,9 @@ def losses(model: IdModel, ids: array, n_ctx: int, begins: Iterable[int]) -> Ite
                 yield nats
 
 
-def n_text_bytes(model: Model, ids: Iterable[int]) -> int:
+def n_text_bytes(tokenizer: Tokenizer, ids: Iterable[int]) -> int:
     """Bytes of text that ids stand for."""
-    return sum(len(model.tokenizer.token_bytes(id)) * n for id, n in Counter(ids).items())
+    return sum(len(tokenizer.token_bytes(id)) * n for id, n in Counter(ids).items())
 
 
 def _nats(logits: np.ndarray, targets: array) -> np.ndarray:

@@ -9,8 +9,10 @@ import pytest
 from conftest import character_keys, gpt2_keys, gpt2_tensors, write_gguf
 from reference.llama import Config, keys, random_tensors
 
-from pygpt import _lib, explain
-from pygpt.explain import Anatomy, Machine, cache_of_cpus, limits
+from pygpt import _lib, explain, formulas
+from pygpt.anatomy import Anatomy
+from pygpt.explain import Machine, cache_bytes, cache_of_cpus, limits
+from pygpt.formulas import windows
 from pygpt.model import BUNDLED, IdModel
 
 
@@ -239,8 +241,8 @@ def assert_program_gives_logits(path, tensors, rope=None):
     ids = np.random.default_rng(7).integers(0, 40, 16).tolist()
     with IdModel(path) as model:
         program = Program(text_of(model), tensors, model.info, rope)
-        ours, windows = model.logits(ids), Anatomy(model).windows
-    assert np.abs(ours - program.run(ids, windows)).max() < 1e-3 * ours.std(), program.lines
+        ours, seen = model.logits(ids), windows(Anatomy(model))
+    assert np.abs(ours - program.run(ids, seen)).max() < 1e-3 * ours.std(), program.lines
     return program
 
 
@@ -461,7 +463,7 @@ def test_the_cache_is_counted_as_it_lies_in_memory(tmp_path, config, type):
     per_token = config.n_layer * config.n_head_kv * (d + padded) * bytes
     tiles = -(-config.n_ctx // 16) * 16
     assert (
-        a.cache_bytes(config.n_ctx) == config.n_layer * config.n_head_kv * (tiles * d + config.n_ctx * padded) * bytes
+        cache_bytes(a, config.n_ctx) == config.n_layer * config.n_head_kv * (tiles * d + config.n_ctx * padded) * bytes
     )
     kind = {2: "f16", 4: "f32"}[bytes]
     assert f"2 layers x {config.n_head_kv} heads x ({d} + {padded}) {kind} = {per_token:,} x t" in text
@@ -472,13 +474,94 @@ def test_the_cache_is_counted_as_it_lies_in_memory(tmp_path, config, type):
 
 def test_a_new_architecture_still_explains_its_tensors(tmp_path, monkeypatch):
     for name in ("FORMULAS", "NORMS", "WORDS", "CONSTANTS"):
-        monkeypatch.setattr(explain, name, {})
+        monkeypatch.setattr(formulas, name, {})
     with IdModel(gpt2(tmp_path)) as model:
         text, tensors = text_of(model, True), model.file().tensors
     stems = {re.sub(r"^blk\.\d+\.", "", name).removesuffix(".weight") for name in tensors}
     rows = section(text, "  ")[1:] if text.split("\n\n")[1].startswith("  ") else section(text, "its tensors")[1:]
     assert {row.split()[1] if row.split()[0] == row.split()[1] else row.split()[0] for row in rows} == stems
     assert "gpt2.attention.head_count in the file" in text and "what a token costs" in text and "machine" in text
+
+
+# ---- large models: their shapes without their gigabytes --------------------------------------------------------------
+
+LLAMA_8B = dict(n_vocab=128256, n_ctx=131072, n_layer=32, n_head=32, n_head_kv=8, n_embd=4096, n_ff=14336)
+NANOCHAT_D32 = dict(n_vocab=65536, n_ctx=2048, n_layer=32, n_head=16, n_head_kv=16, n_embd=2048, n_ff=8192)
+WINDOWS = {"nanochat.attention.sliding_window": [512, 512, 512, 2048] * 8}
+EPSILON = {"nanochat.attention.layer_norm_rms_epsilon": 1e-6}
+
+
+def large(architecture, sizes, types, named):
+    """What explain asks a model for. types: of the matrices, layer after layer."""
+    n = SimpleNamespace(**sizes)
+    kv, is_llama = n.n_embd // n.n_head * n.n_head_kv, architecture != "nanochat"
+    inner = {"attn_q": (n.n_embd, n.n_embd), "attn_k": (kv, n.n_embd), "attn_v": (kv, n.n_embd)}
+    inner |= {"attn_output": (n.n_embd, n.n_embd), "ffn_up": (n.n_ff, n.n_embd), "ffn_down": (n.n_embd, n.n_ff)}
+    inner |= {"ffn_gate": (n.n_ff, n.n_embd)} if is_llama else {"attn_value_embd": (n.n_vocab, kv)}
+    outer = {"token_embd": (n.n_vocab, n.n_embd), "output": (n.n_vocab, n.n_embd)}
+    if is_llama:
+        inner, outer = inner | {"attn_norm": (n.n_embd,)}, outer | {"output_norm": (n.n_embd,)}
+    else:
+        outer |= {"resid_lambdas": (n.n_layer,), "x0_lambdas": (n.n_layer,), "smear_gate": (24,), "smear_lambda": (1,)}
+    rows = [(f"{name}.weight", shape, types[0]) for name, shape in outer.items()]
+    for i in range(n.n_layer):
+        rows += [(f"blk.{i}.{name}.weight", shape, types[i % len(types)]) for name, shape in inner.items()]
+    kinds = {type: _lib.types()[type] for type in {*types, "f32"}}
+    tensors = {}
+    for name, shape, type in rows:
+        kind = kinds[type if len(shape) == 2 else "f32"]
+        tensors[name] = _lib.TensorInfo(name, kind.name, shape, int(np.prod(shape)) // kind.block * kind.bytes)
+    bytes = sum(tensor.bytes for tensor in tensors.values())
+    file = SimpleNamespace(keys={"pygpt.source": "Hugging Face"} | named, bytes=bytes, tensors=tensors)
+    n_params = sum(int(np.prod(tensor.shape)) for tensor in tensors.values())
+    info = _lib.ModelInfo(architecture, n_threads=256, n_params=n_params, bytes_per_token=bytes, **sizes)
+    return SimpleNamespace(info=info, file=lambda: file)
+
+
+def test_two_types_in_a_row_and_a_long_context_fit_the_page():
+    model = large("llama", LLAMA_8B, ["q4_0", "bf16"], {})
+    text = text_of(model)
+    assert re.search(r"^    x = x \+ down_proj\(y\) +ffn_down +\[4096, 14336\] +58,720,256  bf16/q4_0$", text, re.M)
+    rows = section(text, "what a token costs")
+    assert rows[-2].split() == "k and v kept 32 layers x 8 heads x (128 + 128) f16 = 131,072 x t".split()
+    assert rows[-1].split() == ["131.1", "kB", "17.2", "GB"]
+    assert len({len(row) for row in [rows[0], *rows[1:-2], rows[-1]]}) == 1  # numbers end in the same columns
+    said = limits(Anatomy(model), Machine(read=9.999e11, mac=9.999e14, cache=None, isa="avx512vnni"))
+    assert "999.9 GB/s to 256 threads" in said[0] and all(len(line) <= 100 for line in said)
+
+
+@pytest.mark.parametrize("types", [["q8_0"], ["bf16", "q4_0", "q8_0"], ["iq4_nl", "iq4_xs", "mxfp4"]], ids="/".join)
+@pytest.mark.parametrize("architecture", ["llama", "qwen3", "nanochat"])
+def test_code_that_leaves_no_room_stands_above_its_tensors(architecture, types):
+    sizes = NANOCHAT_D32 if architecture == "nanochat" else LLAMA_8B
+    lines = text_of(large(architecture, sizes, types, {})).splitlines()
+    code, stem = "    y = silu(gate_proj(y)) * up_proj(y)", "ffn_gate"
+    if architecture == "nanochat":
+        code, stem = "    x = resid_lambdas[i] * x + x0_lambdas[i] * x0", "resid_lambdas"
+    n = next(n for n, line in enumerate(lines) if line.startswith(code))
+    is_alone = lines[n] == code
+    assert is_alone == (architecture == "nanochat" or len(types) > 1)
+    column = lines[n + is_alone].index(stem)
+    assert not lines[n + 1][:column].strip() and lines[n + 1 + is_alone][column:].split()[0] in ("ffn_up", "x0_lambdas")
+    down = next(line for line in lines if line[column:].startswith("ffn_down"))
+    assert down.split()[-1] == "/".join(types)
+
+
+def test_a_row_of_very_many_types_says_how_many():
+    text = text_of(large("llama", LLAMA_8B, ["q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "iq4_nl"], {}))
+    assert re.search(r" ffn_down .*  6 types$", text, re.M)
+    assert len([row for row in section(text, "where the bytes are") if row.startswith("feed-forward")]) == 6
+
+
+def test_a_constant_with_many_values_stands_above_its_origin():
+    text = text_of(large("nanochat", NANOCHAT_D32, ["q8_0"], WINDOWS | EPSILON))
+    rows = section(text, "its constants")
+    n = next(n for n, row in enumerate(rows) if row.startswith("window (0: all)"))
+    assert rows[n] == "window (0: all)    512 x 3, 2048, 512 x 3, 2048, 512 x 3..."
+    assert rows[n + 1].strip() == "nanochat.attention.sliding_window in the file"
+    assert rows[n + 2].split() == "norm epsilon 1e-06 nanochat.attention.layer_norm_rms_epsilon in the file".split()
+    assert rows[n + 1].index("nanochat") == rows[n + 2].index("nanochat")
+    assert " in 24 of 32 layers it sees itself and 511 before\n" in text
 
 
 # ---- constants -------------------------------------------------------------------------------------------------------
