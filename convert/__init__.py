@@ -24,11 +24,19 @@ __all__ = ["SOURCES", "convert_checkpoint"]
 #     load(Input, Options) -> Checkpoint
 # The first row that recognises a file loads it. Modules are imported when a file is converted.
 SOURCES = {
+    "GGUF": "model_file",
     "Hugging Face": "huggingface",
     "nanoGPT": "nanogpt",
+    "build-nanogpt": "build_nanogpt",
+    "minGPT": "mingpt",
+    "lecture gpt.py": "lecture",
+    "lecture bigram.py": "bigram",
+    "llama2.c": "llama2c",
+    "llm.c": "llmc",
+    "nanochat": "nanochat",
 }
-ENTRIES = ("ckpt.pt", "config.json")  # what a folder is read by: the first that is in it
-WANTED = "name a checkpoint, or a folder with a ckpt.pt or with Hugging Face's config.json"
+ENTRIES = ("ckpt.pt", "model.pt", "config.json")  # what a folder is read by: the first that is in it
+WANTED = "name a checkpoint, or a folder with a ckpt.pt, a model.pt, nanochat's models or Hugging Face's config.json"
 
 
 def convert_checkpoint(
@@ -38,38 +46,84 @@ def convert_checkpoint(
     *,
     meta: str | os.PathLike[str] | None = None,
     text: str | os.PathLike[str] | None = None,
+    tokenizer: str | os.PathLike[str] | None = None,
+    n_head: int | None = None,
     gelu: str | None = None,
+    attention_scale: str | float | None = None,
+    softcap: float | None = None,
+    rope_base: float | None = None,
+    qk_scale: float | None = None,
+    proof: bool | None = None,
+    check: str | None = None,
     progress: bool | Callable[[int, int], None] = False,
 ) -> Report:
     """Converts `src`, a checkpoint or a folder with one, to the GGUF file `out`, by default beside it.
 
-    meta, text   the vocabulary, when it is not found by itself: nanoGPT's meta.pkl, or the training text
-    gelu         "erf" or "tanh", when the file does not tell
-    progress     True: a bar on stderr if that is a terminal; or a function of (bytes written, bytes in all)
+    The vocabulary, when it is not found by itself:
+    meta             nanoGPT's meta.pkl
+    text             the training text, which its characters follow from; any model's candidates are tried on it
+    tokenizer        "bytes", "gpt2", or a tokenizer.pkl, tokenizer.model or tokenizer.bin
+
+    What the file does not tell, and is found out on text otherwise:
+    n_head           heads per layer
+    gelu             "erf" or "tanh"
+    attention_scale  "head" or "width", whose square root scores are divided by, or the factor itself
+    softcap, rope_base, qk_scale   nanochat's constants
+
+    proof            what the file does not tell is tried on text, and what rounding costs is measured: None, unless
+                     that takes much memory; True: always; False: never
+    check            "reference.py:ClassName": your own module, which is run (it needs torch) and compared with
+    progress         True: a bar on stderr if that is a terminal; or a function of (bytes written, bytes in all)
     """
     from .checkpoint import Input, Options
+    from .proof import Prover
     from .report import progress_shown
-    from .writer import check_type, write
+    from .writer import check_place, check_type, write
 
     check_type(type)
     path = find_file(os.fsdecode(src))
-    options = Options(*(None if name is None else os.fsdecode(name) for name in (meta, text)), gelu)
+    options = Options(
+        meta=named(meta),
+        text=named(text),
+        tokenizer=named(tokenizer),
+        n_head=n_head,
+        gelu=gelu,
+        attention_scale=None if attention_scale is None else str(attention_scale),
+        softcap=softcap,
+        rope_base=rope_base,
+        qk_scale=qk_scale,
+    )
     with ExitStack() as stack:
-        checkpoint = load(Input(path, stack), options)
+        source = Input(path, stack)
+        checkpoint = load(source, options)
         beside = checkpoint.output or os.path.splitext(path)[0] + ".gguf"
+        if beside == path:  # a model file that is written in another type
+            beside = f"{os.path.splitext(path)[0]}-{type}.gguf"
         target = os.fsdecode(out) if out is not None else beside
-        for name in filter(None, (path, options.meta, options.text, *checkpoint.files)):
+        for name in filter(None, (path, options.meta, options.text, options.tokenizer, *checkpoint.files)):
             if os.path.exists(target) and os.path.exists(name) and os.path.samefile(name, target):
                 raise BadArgument(f"{target}: is an input too; name another output with -o")
-        return write(checkpoint, target, type, progress_shown(progress, stack))
+        check_place(target)
+        prover = Prover(checkpoint, options, target, proof)
+        report = write(prover.settle(), target, type, progress_shown(progress, stack))
+        report.proof = prover.measure(target, report.type)
+        if check is not None:
+            report.check = prover.check(check, source)
+        return report
+
+
+def named(path: str | os.PathLike[str] | None) -> str | None:
+    return None if path is None else os.fsdecode(path)
 
 
 def find_file(src: str) -> str:
     """The file that a checkpoint is read by."""
     path = src
     if os.path.isdir(src):
+        from .nanochat import find_in_folder
+
         paths = [os.path.join(src, name) for name in ENTRIES]
-        path = next((path for path in paths if os.path.exists(path)), paths[0])
+        path = next((path for path in paths if os.path.exists(path)), None) or find_in_folder(src) or paths[0]
     if not os.path.exists(path):
         raise NotFound(f"{path}: there is no such file; {WANTED}")
     if not os.path.isfile(path):

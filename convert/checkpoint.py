@@ -13,11 +13,11 @@ import numpy as np
 
 from pygpt._lib import BadArgument, BadFormat
 
+from .pickled_module import module_tensors, unwrapped
 from .unpickle import Stub, shown
 
 BLOCK = 1 << 20  # weights at a time
 PREFIXES = ("_orig_mod.", "module.", "_fsdp_wrapped_module.")  # of torch.compile, DDP and FSDP
-WRAPPERS = ("model", "model_state_dict", "state_dict")  # keys that state_dicts are found under
 
 
 class Weights(Protocol):
@@ -224,8 +224,7 @@ class Input:
 def state_dict(value: object) -> dict[str, Any]:
     from .torch_file import Tensor
 
-    wrapped = [value.get(key) for key in WRAPPERS] if type(value) is dict else []
-    for candidate in [value, *wrapped]:
+    for candidate in unwrapped(value):
         if type(candidate) is Stub:
             candidate = dict(module_tensors(candidate))
         if type(candidate) is dict:
@@ -235,28 +234,6 @@ def state_dict(value: object) -> dict[str, Any]:
                     tensor.name = name
                 return found
     return {}
-
-
-MAX_DEPTH = 32  # modules in modules
-
-
-def module_tensors(module: Stub, prefix: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:
-    """The tensors of a whole nn.Module that was pickled, by the names that its state_dict has."""
-    state = module.state
-    if type(state) is tuple:  # beside the attributes there are slots
-        state = state[0] if state else None
-    if type(state) is not dict or depth > MAX_DEPTH:
-        return
-    for kind in ("_parameters", "_buffers"):
-        for name, tensor in pairs(state.get(kind)):
-            yield prefix + name, tensor
-    for name, part in pairs(state.get("_modules")):
-        if type(part) is Stub:
-            yield from module_tensors(part, f"{prefix}{name}.", depth + 1)
-
-
-def pairs(value: object) -> list[tuple[str, Any]]:
-    return [(k, v) for k, v in value.items() if type(k) is str] if type(value) is dict else []
 
 
 def strip_prefixes(name: str) -> str:

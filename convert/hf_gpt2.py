@@ -1,24 +1,16 @@
-"""GPT-2 as `transformers` has it. The names are those of nanoGPT, which took them from there.
-
-x = wte[id] + wpe[position]
-for each layer:   x += c_proj(attention(c_attn(ln_1(x))))
-                  x += c_proj(gelu(c_fc(ln_2(x))))
-logits = lm_head(ln_f(x))
-"""
+"""GPT-2 as `transformers` has it. Owns what its config.json means; its matrices lie turned, as Conv1D has them."""
 
 from __future__ import annotations
 
-from typing import Any
-
 from pygpt._lib import BadFormat
 
-from . import hf_tokenizer
-from .checkpoint import Checkpoint, Weights
+from . import gpt2_layers, hf_tokenizer
+from .checkpoint import Checkpoint
+from .gpt2_layers import Weighed
 from .hf_weights import Model
-from .nanogpt import EMBEDDINGS, FINAL, LAYER
+from .open_questions import ACTIVATION, HEAD_COUNT, Found
 from .unpickle import shown
 
-CONV1D = ("attn_qkv.weight", "attn_output.weight", "ffn_up.weight", "ffn_down.weight")  # stored [in, out]
 ACTIVATIONS = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu_fast": "gelu_tanh", "gelu": "gelu_erf"}
 USUAL = {"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False}
 
@@ -40,44 +32,16 @@ def convert(model: Model) -> Checkpoint:
         if config.flag(key, usual) is not usual:
             raise config.unsupported(f"its {key} is {str(not usual).lower()}")
 
-    tensors, is_tied = bind(model, n_layer, {"V": n_vocab, "T": n_ctx, "C": n_embd, "F": n_ff, "3": 3 * n_embd})
-    vocabulary = hf_tokenizer.find_vocabulary(model.folder, config.values, n_vocab, is_gpt2=True)
-    return Checkpoint(
-        source="",
-        recognised_by="",
-        architecture="gpt2",
-        keys={
-            "gpt2.context_length": n_ctx,
-            "gpt2.embedding_length": n_embd,
-            "gpt2.feed_forward_length": n_ff,
-            "gpt2.block_count": n_layer,
-            "gpt2.attention.head_count": n_head,
-            "gpt2.attention.layer_norm_epsilon": config.number("layer_norm_epsilon", 0, 1, 1e-5),
-            "gpt2.vocab_size": n_vocab,
-            "pygpt.activation": ACTIVATIONS[activation],
-        },
-        tensors=tensors,
-        vocabulary=vocabulary,
-        summary=f"{n_layer} layers, {n_head} heads, {n_embd} wide, context {n_ctx}, "
-        f"{'tied head' if is_tied else 'a head of its own'}",
-        assumptions=vocabulary.assumptions,
-    )
-
-
-def bind(model: Model, n_layer: int, sizes: dict[str, int]) -> tuple[dict[str, Weights], bool]:
-    """The tensors by their GGUF names, checked; and whether the head is the embedding."""
-    rows = [*EMBEDDINGS]
-    for i in range(n_layer):
-        rows += [(f"transformer.h.{i}.{theirs}", f"blk.{i}.{ours}", letters) for theirs, ours, letters in LAYER]
-    tensors: dict[str, Weights] = {}
-    for theirs, ours, letters in [*rows, *FINAL]:
-        shape = tuple(sizes[letter] for letter in letters)
-        if ours.endswith(CONV1D):
-            tensors[ours] = model.claim(theirs, shape[::-1]).transposed()
-        else:
-            tensors[ours] = model.claim(theirs, shape)
-    embedding: Any = tensors["token_embd.weight"]
-    head = model.claim_head(embedding, model.config.flag("tie_word_embeddings", True))
+    sizes = {"V": n_vocab, "T": n_ctx, "C": n_embd, "F": n_ff}
+    tensors = gpt2_layers.bind_layers(model, n_layer, sizes, is_conv1d=True)
+    head = model.take_head(tensors["token_embd.weight"], config.flag("tie_word_embeddings", True))
     if head is not None:
         tensors["output.weight"] = head
-    return tensors, head is None
+    vocabulary = hf_tokenizer.find_vocabulary(model.folder, config.values, n_vocab, is_gpt2=True)
+    return gpt2_layers.gpt2(
+        Weighed(n_layer, sizes, tensors),
+        Found({HEAD_COUNT: n_head}),
+        Found({ACTIVATION: ACTIVATIONS[activation]}),
+        vocabulary,
+        epsilon=config.number("layer_norm_epsilon", 0, 1, 1e-5),
+    )

@@ -228,19 +228,19 @@ def bind(model: Model, family: Family, s: Sizes, rope: Rope) -> tuple[dict[str, 
     tensors: dict[str, Weights] = {}
     if rope.factors is not None:
         tensors["rope_freqs.weight"] = Values(rope.factors)
-    tensors[EMBEDDING[1]] = embedding = model.claim(EMBEDDING[0], s.shape(EMBEDDING[2]))
+    tensors[EMBEDDING[1]] = embedding = model.take(EMBEDDING[0], s.shape(EMBEDDING[2]))
     for i in range(s.n_layer):
         for theirs, ours, letters in LAYER:
             if letters == "D" and not family.has_head_norms:
                 continue
             if theirs.endswith(".bias") and theirs.split(".")[1][0] not in with_bias:
                 continue
-            tensor = model.claim(f"model.layers.{i}.{theirs}", s.shape(letters))
+            tensor = model.take(f"model.layers.{i}.{theirs}", s.shape(letters))
             is_turned = family.neighbours and ours.startswith(("attn_q.", "attn_k."))
             n_head = s.n_head if ours.startswith("attn_q.") else s.n_head_kv
             tensors[f"blk.{i}.{ours}"] = Neighbours(tensor, n_head) if is_turned else tensor
-    tensors[FINAL[1]] = model.claim(FINAL[0], s.shape(FINAL[2]))
-    head = model.claim_head(embedding, model.config.flag("tie_word_embeddings", False))
+    tensors[FINAL[1]] = model.take(FINAL[0], s.shape(FINAL[2]))
+    head = model.take_head(embedding, model.config.flag("tie_word_embeddings", False))
     if head is not None:
         tensors["output.weight"] = head
     return tensors, head is None

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import os
 import re
-from itertools import zip_longest
 
-import numpy as np
-
-from pygpt._lib import BadFormat, NotFound, Unsupported
+from pygpt._lib import BadFormat, NotFound
 
 from .checkpoint import Input, state_dict
+from .claims import Claims, is_same
 from .hf_config import Config
 from .json_file import read_object
 from .safetensors_file import SafetensorsFile
@@ -21,6 +19,7 @@ WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # each also as shards with
 FILE = re.compile(r"(model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?")  # all of their names
 IGNORED = (".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias")  # follow from config.json
 HEAD = "lm_head.weight"
+
 
 # ---- files
 
@@ -72,58 +71,32 @@ def open_file(path: str, source: Input) -> dict[str, Tensor]:
 # ---- claims
 
 
-class Model:
-    """A folder whose tensors are claimed one by one; one that is left at the end belongs to another model."""
+class Model(Claims):
+    """The tensors of a folder, with the shapes that follow from its config.json."""
 
     def __init__(self, folder: str, config: Config, weights: dict[str, Tensor]) -> None:
-        self.folder, self.config, self.weights = folder, config, weights
-        self.claimed: dict[str, Tensor] = {}
+        super().__init__(folder, weights, "the model in config.json", "config.json")
+        self.folder, self.config = folder, config
 
-    def claim(self, name: str, shape: tuple[int, ...]) -> Tensor:
-        """The tensor; its name may lack the first word, as in models that were saved without their head."""
+    def take(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        """The name may lack its first word, as in models that were saved without their head."""
         first, _, rest = name.partition(".")
         if first in ("model", "transformer") and name not in self.weights and rest in self.weights:
             name = rest
-        tensor = self.weights.get(name)
-        if tensor is None:
+        if name not in self.weights:
             raise BadFormat(f"{self.folder}: expected a tensor {name} by config.json, found none in its files")
-        if tensor.shape != shape:
-            raise BadFormat(
-                f"{self.folder}: expected {name} to have shape {list(shape)} by config.json, found {list(tensor.shape)}"
-            )
-        if not tensor.is_float:
-            raise BadFormat(
-                f"{self.folder}: expected {name} to hold floating-point numbers, found {tensor.storage.dtype}"
-            )
-        tensor.name = name
-        tensor.check()
-        self.claimed[name] = tensor
-        return tensor
+        return super().take(name, shape)
 
-    def claim_head(self, embedding: Tensor, is_tied: bool) -> Tensor | None:
-        """The head, if it is a matrix of its own, and the last claim."""
-        head = self.claim(HEAD, embedding.shape) if HEAD in self.weights or not is_tied else None
+    def take_head(self, embedding: Tensor, is_tied: bool) -> Tensor | None:
+        """The head, if it is a matrix of its own; the last that is taken."""
+        head = self.take(HEAD, embedding.shape) if HEAD in self.weights or not is_tied else None
         if is_tied and head is not None:
-            if not all(np.array_equal(a, b) for a, b in zip_longest(head.blocks(), embedding.blocks())):
+            if not is_same(head, embedding):
                 raise BadFormat(
                     f"{self.folder}: config.json says tie_word_embeddings, but {HEAD} is another matrix than the "
                     "embedding; say there what the model was trained with"
                 )
             head = None
-        self._check_claims(HEAD if head is None else "")
+        self.finish(IGNORED)
         return head
 
-    def _check_claims(self, dropped: str) -> None:
-        others = [name for name in self.weights if name not in self.claimed and not name.endswith(IGNORED)]
-        if others:
-            raise Unsupported(
-                f"{self.folder}: expected the tensors that config.json speaks of and nothing else, found "
-                f"{shown(others[0])} and {len(others) - 1} more; a changed model would come out wrong"
-            )
-        written = [tensor for name, tensor in self.claimed.items() if name != dropped]
-        n_written = sum(tensor.size for tensor in written)
-        n_stored = sum(storage.count for storage in {id(t.storage): t.storage for t in written}.values())
-        if n_written > n_stored:  # tensors that share their memory
-            raise BadFormat(
-                f"{self.folder}: its weights are {n_written} numbers by their shapes, but the files hold {n_stored}"
-            )

@@ -11,9 +11,9 @@ from __future__ import annotations
 import os
 import re
 
-from pygpt._lib import BadArgument, BadFormat, Unsupported
+from pygpt._lib import BadFormat, Unsupported
 
-from . import hf_gpt2, hf_llama
+from . import hf_gpt2, hf_llama, hf_nanochat
 from .checkpoint import Checkpoint, Input, Options
 from .hf_config import Config
 from .hf_weights import FILE, Model, open_weights
@@ -21,7 +21,9 @@ from .json_file import read_object
 from .unpickle import shown
 
 NAME = "Hugging Face"
-MODEL_TYPES = {name: family.model_type for name, family in hf_llama.FAMILIES.items()} | {"GPT2LMHeadModel": "gpt2"}
+OTHERS = {"GPT2LMHeadModel": ("gpt2", hf_gpt2.convert), "NanoChatForCausalLM": ("nanochat", hf_nanochat.convert)}
+MODEL_TYPES = {name: family.model_type for name, family in hf_llama.FAMILIES.items()}
+MODEL_TYPES |= {name: model_type for name, (model_type, _) in OTHERS.items()}
 EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
 
 
@@ -33,9 +35,7 @@ def recognise(source: Input) -> str | None:
 
 
 def load(source: Input, options: Options) -> Checkpoint:
-    for option in ("meta", "text", "gelu"):
-        if getattr(options, option) is not None:
-            raise BadArgument(f"--{option} is for checkpoints of nanoGPT; a folder of Hugging Face says it by itself")
+    options.refuse("a folder of Hugging Face", "text")
     folder = os.path.dirname(source.path)
     path = os.path.join(folder, "config.json")
     config = Config(path, read_object(path))
@@ -43,7 +43,7 @@ def load(source: Input, options: Options) -> Checkpoint:
     weights, files = open_weights(folder, source)
     model = Model(folder, config, weights)
     family = hf_llama.FAMILIES.get(architecture)
-    checkpoint = hf_llama.convert(model, family) if family else hf_gpt2.convert(model)
+    checkpoint = hf_llama.convert(model, family) if family else OTHERS[architecture][1](model)
     checkpoint.source, checkpoint.recognised_by = NAME, f"{architecture} in config.json"
     checkpoint.keys = {"general.name": model_name(folder)} | checkpoint.keys
     checkpoint.files, checkpoint.output = [path, *files], os.path.join(folder, "model.gguf")

@@ -1,61 +1,38 @@
-"""nanoGPT's ckpt.pt: {'model', 'model_args', 'config', 'optimizer', ..}. Owns its keys and its arithmetic.
+"""nanoGPT's ckpt.pt: {'model', 'model_args', 'config', 'optimizer', ..}. Owns its keys, and what they tell of it.
 
-The file does not say which GELU it was trained with, and does not hold the vocabulary: both are found by rule.
+The file does not say which GELU it was trained with, and does not hold the vocabulary: both are found by rule. Its
+layers are GPT-2's.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from itertools import zip_longest
 from typing import Any
 
-import numpy as np
+from pygpt._lib import BadFormat
 
-from pygpt._lib import BadArgument, BadFormat, Unsupported
-
-from . import vocabularies
-from .checkpoint import Answer, Checkpoint, Input, Options, Question, Weights, Zeros, whole_number
-from .torch_file import Tensor
+from . import gpt2_layers, vocabularies
+from .checkpoint import Checkpoint, Input, Options, Weights, whole_number
+from .claims import Claims
+from .gpt2_layers import FUSED, Weighed
+from .open_questions import HEAD_COUNT, Found, ask_gelu, find_gelu
 from .unpickle import shown
 
 NAME = "nanoGPT"
-EPSILON = 1e-5  # of nanoGPT's LayerNorm
-
-# name in the checkpoint, name in GGUF, shape in V (ids), T (positions), C (width), F (4 C)
-EMBEDDINGS = (
-    ("transformer.wte.weight", "token_embd.weight", "VC"),
-    ("transformer.wpe.weight", "position_embd.weight", "TC"),
-)
-LAYER = (
-    ("ln_1.weight", "attn_norm.weight", "C"),
-    ("ln_1.bias", "attn_norm.bias", "C"),
-    ("attn.c_attn.weight", "attn_qkv.weight", "3C"),  # rows: Q, K, V
-    ("attn.c_attn.bias", "attn_qkv.bias", "3"),
-    ("attn.c_proj.weight", "attn_output.weight", "CC"),
-    ("attn.c_proj.bias", "attn_output.bias", "C"),
-    ("ln_2.weight", "ffn_norm.weight", "C"),
-    ("ln_2.bias", "ffn_norm.bias", "C"),
-    ("mlp.c_fc.weight", "ffn_up.weight", "FC"),
-    ("mlp.c_fc.bias", "ffn_up.bias", "F"),
-    ("mlp.c_proj.weight", "ffn_down.weight", "CF"),
-    ("mlp.c_proj.bias", "ffn_down.bias", "C"),
-)
-FINAL = (
-    ("transformer.ln_f.weight", "output_norm.weight", "C"),
-    ("transformer.ln_f.bias", "output_norm.bias", "C"),
-)
-HEAD = ("lm_head.weight", "output.weight", "VC")  # written only when it is not the token embedding
+MASKS = (".attn.bias", ".attn.masked_bias")  # causal masks of older PyTorch
 
 
 def recognise(source: Input) -> str | None:
-    weights = source.weights
-    fused, wte = weights.get("transformer.h.0.attn.c_attn.weight"), weights.get("transformer.wte.weight")
-    if fused is None or wte is None or type(source.value.get("model_args")) is not dict:  # type: ignore[attr-defined]
+    fused, wte = (source.weights.get(name) for name in (FUSED, "transformer.wte.weight"))
+    if fused is None or wte is None or not has_model_args(source.value):
         return None
     if len(fused.shape) != 2 or len(wte.shape) != 2 or fused.shape[0] != 3 * wte.shape[1]:
         return None
-    return "model_args and transformer.h.0.attn.c_attn.weight"
+    return f"model_args and {FUSED}"
+
+
+def has_model_args(value: object) -> bool:
+    return type(value) is dict and type(value.get("model_args")) is dict
 
 
 def load(source: Input, options: Options) -> Checkpoint:
@@ -74,123 +51,37 @@ def load(source: Input, options: Options) -> Checkpoint:
     if type(has_bias) is not bool:
         raise BadFormat(f"{where}: expected bias to be True or False, found {shown(has_bias)}")
 
-    sizes = {"V": n_vocab, "T": n_ctx, "C": n_embd, "F": 4 * n_embd, "3": 3 * n_embd}
-    tensors, untied = bind(source, n_layer, has_bias, sizes)
+    sizes = {"V": n_vocab, "T": n_ctx, "C": n_embd, "F": 4 * n_embd}
+    model = Weighed(n_layer, sizes, bind(source, n_layer, sizes, has_bias))
     options.refuse(NAME, "meta", "text", "tokenizer", "gelu")
-    questions = [ask_gelu(args, config)] if options.gelu is None else []
-    said = [] if options.gelu is None else [f"The GELU is {check_gelu(options.gelu)}, as the option says."]
+    gelu = find_gelu(source, options) or ask_which_gelu(args, config)
     vocabulary = vocabularies.find(source.path, n_vocab, options, dataset_name(config))
-    summary = (
-        f"{n_layer} layers, {n_head} heads, {n_embd} wide, context {n_ctx}, "
-        f"{'with' if has_bias else 'no'} biases, {'a head of its own' if untied else 'tied head'}"
-    )
-    return Checkpoint(
-        source=NAME,
-        recognised_by=recognise(source) or "",
-        architecture="gpt2",
-        keys={
-            "gpt2.context_length": n_ctx,
-            "gpt2.embedding_length": n_embd,
-            "gpt2.feed_forward_length": 4 * n_embd,
-            "gpt2.block_count": n_layer,
-            "gpt2.attention.head_count": n_head,
-            "gpt2.attention.layer_norm_epsilon": EPSILON,
-            "gpt2.vocab_size": n_vocab,
-            **(gelu_keys(options.gelu) if options.gelu else {}),
-        },
-        tensors=tensors,
-        vocabulary=vocabulary,
-        summary=summary,
-        questions=questions,
-        assumptions=[*said, *vocabulary.assumptions],
-    )
+    biases = "with biases" if has_bias else "no biases"
+    checkpoint = gpt2_layers.gpt2(model, Found({HEAD_COUNT: n_head}), gelu, vocabulary, biases)
+    checkpoint.source, checkpoint.recognised_by = NAME, recognise(source) or ""
+    return checkpoint
 
 
-# ---- weights
+def bind(source: Input, n_layer: int, sizes: dict[str, int], has_bias: bool) -> dict[str, Weights]:
+    """The tensors by their GGUF names, checked."""
+    names = (name for name, _, _ in gpt2_layers.rows(n_layer) if name.endswith(".bias") and name in source.weights)
+    if not has_bias and (name := next(names, None)):
+        raise BadFormat(f"{source.path}: model_args says bias=False, but the file holds {name}")
+    learned = {name: tensor for name, tensor in source.weights.items() if not name.endswith(MASKS)}
+    claims = Claims(source.path, learned, f"{NAME} with {n_layer} layers", "model_args")
+    return gpt2_layers.bind(claims, n_layer, sizes, has_bias)
 
 
-def bind(source: Input, n_layer: int, has_bias: bool, sizes: dict[str, int]) -> tuple[dict[str, Weights], bool]:
-    """The tensors by their GGUF names, checked; and whether the head is a matrix of its own."""
-    rows = [*EMBEDDINGS]
-    for i in range(n_layer):
-        rows += [(f"transformer.h.{i}.{theirs}", f"blk.{i}.{ours}", shape) for theirs, ours, shape in LAYER]
-    rows += FINAL
-    tensors: dict[str, Weights] = {}
-    n_claimed = 0
-    for theirs, ours, letters in rows:
-        shape = tuple(sizes[letter] for letter in letters)
-        if theirs.endswith(".bias") and not has_bias:
-            if theirs in source.weights:
-                raise BadFormat(f"{source.path}: model_args says bias=False, but the file holds {theirs}")
-            tensors[ours] = Zeros(shape)  # llama.cpp's gpt2 requires them
-            continue
-        tensors[ours] = tensor = find(source, theirs, shape)
-        n_claimed += tensor.size
-    known = {HEAD[0], *(theirs for theirs, _, _ in rows)}
-    masks = (".attn.bias", ".attn.masked_bias")  # causal masks of older PyTorch
-    if others := [name for name in source.weights if name not in known and not name.endswith(masks)]:
-        raise Unsupported(
-            f"{source.path}: expected the tensors of nanoGPT with {n_layer} layers and nothing else, found {others[0]} "
-            f"and {len(others) - 1} more; a changed model would come out wrong"
-        )
-    untied = False
-    if HEAD[0] in source.weights:
-        head = find(source, HEAD[0], (sizes["V"], sizes["C"]))
-        wte: Any = tensors["token_embd.weight"]
-        untied = not (head.is_same_memory(wte) or same_values(head, wte))
-        if untied:
-            tensors[HEAD[1]] = head
-            n_claimed += head.size
-    n_bytes = os.path.getsize(source.path)
-    if n_claimed > n_bytes:
-        raise BadFormat(
-            f"{source.path}: its weights are {n_claimed} numbers by their shapes, but the file has only {n_bytes} bytes"
-        )
-    return tensors, untied
-
-
-def find(source: Input, name: str, shape: tuple[int, ...]) -> Tensor:
-    tensor = source.weights.get(name)
-    if tensor is None:
-        raise BadFormat(
-            f"{source.path}: expected a tensor {name}, found none; was the file saved whole by nanoGPT's train.py?"
-        )
-    if tensor.shape != shape:
-        raise BadFormat(
-            f"{source.path}: expected {name} to have shape {list(shape)} by model_args, found {list(tensor.shape)}"
-        )
-    if not tensor.is_float:
-        raise BadFormat(f"{source.path}: expected {name} to hold floating-point numbers, found {tensor.storage.dtype}")
-    tensor.check()
-    return tensor
-
-
-def same_values(a: Tensor, b: Tensor) -> bool:
-    blocks: Iterator[Any] = zip_longest(a.blocks(), b.blocks())
-    return all(np.array_equal(x, y) for x, y in blocks)
-
-
-def gelu_keys(name: str) -> dict[str, Any]:
-    return {"pygpt.activation": "gelu_" + name}
-
-
-def ask_gelu(args: dict[Any, object], config: dict[Any, object]) -> Question:
-    """Which GELU: nanoGPT computed tanh's until 2023-06-14."""
-    names, why = ["erf", "tanh"], "as in nanoGPT since 2023-06-14"
+def ask_which_gelu(args: dict[Any, object], config: dict[Any, object]) -> Found:
+    """nanoGPT computed tanh's until 2023-06-14."""
     old = None
     if "bias" not in args:
         old = "its model_args have no bias, which they have since 2023-01-27"
     elif args["vocab_size"] == 50257 and config.get("init_from") == "scratch":
         old = "trained from scratch with 50257 ids, which are 50304 since 2023-02-04"
     if old:
-        names, why = ["tanh", "erf"], f"as in nanoGPT before 2023-06-14: {old}"
-    return Question("the GELU", "--gelu", [Answer(name, gelu_keys(name)) for name in names], why)
-
-
-def check_gelu(name: str) -> str:
-    if name not in ("erf", "tanh"):
-        raise BadArgument(f"there is no GELU {name!r}: choose erf or tanh")
-    return name
+        return ask_gelu(("tanh", "erf"), f"as in nanoGPT before 2023-06-14: {old}")
+    return ask_gelu(("erf", "tanh"), "as in nanoGPT since 2023-06-14")
 
 
 def dataset_name(config: dict[Any, object]) -> str | None:

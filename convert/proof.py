@@ -11,19 +11,23 @@ import tempfile
 from array import array
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from importlib import resources
 from math import log
 
+import gguf
 import numpy as np
 
 from pygpt._lib import BadArgument, BadFormat, Error
-from pygpt.generate import Model
 from pygpt.measure import WINDOW, losses, n_text_bytes
+from pygpt.model import IdModel
+from pygpt.tokenizer import Tokenizer
 
 from . import mixtures
 from .characters import unreadable
-from .checkpoint import Answer, Checkpoint, Input, Options, Question
+from .checkpoint import Answer, Checkpoint, Input, Options, Question, Vocabulary
+from .report import Cost, Proof, Trial
 from .unpickle import Stub
 from .writer import DiskFull, write
 
@@ -34,6 +38,7 @@ FEWEST = 256  # tokens that say anything
 BLOCK = 32  # neighbouring tokens whose losses are taken as one number: they are alike
 TRAINED = 0.9  # of a text's entropy: what a model's loss must be below for its evidence to count
 CLEAR = 3.0  # standard errors that a difference must have
+LEAST = 1e-4  # nats per token that it must have: below, a little more training would turn it round
 MEMORY = 150 << 20  # a file that is evaluated, beside twice the largest tensor: more is not spent unasked
 CHECKED = 128  # tokens whose logits are compared with those of a user's module
 LINE = 60  # characters of a text that predictions are shown after
@@ -56,44 +61,6 @@ class Text:
     text: str
 
 
-@dataclass
-class Trial:
-    """One answer to a question, tried."""
-
-    topic: str
-    name: str
-    nats: float  # per token
-    behind: float = 0.0  # nats per token that the best answer is better by
-    error: float = 0.0  # standard error of that
-    is_taken: bool = False
-
-
-@dataclass
-class Cost:
-    """What a type costs: its loss beside that of float32."""
-
-    type: str
-    nats: float  # more per token
-    error: float  # standard error of that
-    bits: float  # more per byte
-    n_bytes: int  # of the model file
-    is_written: bool = False
-
-
-@dataclass
-class Proof:
-    text: str = ""  # the text's name; empty: nothing was tried
-    n_tokens: int = 0
-    nats: float = 0.0  # per token, in float32 or the type below
-    bits: float = 0.0  # per byte
-    type: str = "f32"
-    trials: list[Trial] = field(default_factory=list)
-    costs: list[Cost] = field(default_factory=list)
-    line: str = ""
-    predictions: list[tuple[str, float]] = field(default_factory=list)  # what follows the line: text, probability
-    left_out: list[str] = field(default_factory=list)  # what was not measured, and why
-
-
 class Prover:
     """Tries a checkpoint's questions and measures its types; one per conversion.
 
@@ -106,21 +73,39 @@ class Prover:
         self.text = find_text(checkpoint, options)
         self.limit = MEMORY + 2 * 4 * max(tensor.size for tensor in checkpoint.tensors.values())
         self.reference: np.ndarray | None = None  # losses of the chosen answers in float32
-        self.n_bytes = 1  # of the text that they stand for
-        self.entropy = np.inf  # of the text's tokens taken one by one, in nats
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """What the file will hold."""
+        keys = self.checkpoint.keys | self.checkpoint.vocabulary.keys
+        plain = {name: value.value if isinstance(value, gguf.GGUFValue) else value for name, value in keys.items()}
+        return Tokenizer.from_keys(plain)
+
+    @cached_property
+    def ids(self) -> array:
+        """The text; empty if it holds too few tokens that the model knows."""
+        n_tokens = int(min(max(WORK / max(1, self.checkpoint.n_params), TOKENS[0]), TOKENS[1]))
+        ids = array("i", self.tokenizer.encode(self.text.text, unknown="skip")[: n_tokens + 1])
+        if len(ids) > FEWEST:
+            self.proof.text, self.proof.n_tokens = self.text.name, len(ids) - 1
+            return ids
+        self._leave_out(f"{self.text.name} holds only {len(ids)} tokens that the model knows; name a text with --text")
+        return array("i")
 
     # ---- what the checkpoint does not say
 
     def settle(self) -> Checkpoint:
         """The checkpoint with an answer to each question, and a sentence about each."""
         type = next((type for type in ("f32", "q8_0") if self._fits(type)), None)
-        self.proof.type = type or ""
         if type is None and self.wanted is not False:
             self._leave_out(f"its weights are too many to try them beside the conversion; {self._ask()}")
+        if type and not self.ids:
+            type = None
+        self.proof.type = type or ""
         said = []
         for question in self.checkpoint.questions:
             tried = self._try(question, type) if type else None
-            answer, sentence = decide(question, tried, self.text.name, self.entropy)
+            answer, sentence = decide(question, tried, self.text.name, entropy(self.ids[1:]) if tried else 0.0)
             self._keep(question, tried, answer)
             said.append(sentence)
             self.checkpoint = replace(self.checkpoint, keys=self.checkpoint.keys | answer.keys)
@@ -175,8 +160,10 @@ class Prover:
 
     def _add_costs(self, found: dict[str, tuple[np.ndarray, int]]) -> None:
         written = next(iter(found))
+        plans = [self._plan(written)]
         for type in TYPES:
-            if type not in found and self._fits(type):
+            if type not in found and self._plan(type) not in plans and self._fits(type):
+                plans.append(self._plan(type))
                 try:
                     with self._file(self.checkpoint, type) as path:
                         if path and (measured := self._evaluate(path)) is not None:
@@ -190,21 +177,21 @@ class Prover:
 
     def _bits_per_nat(self) -> float:
         """Per token to per byte."""
-        return self.proof.n_tokens / self.n_bytes / log(2)
+        return self.proof.n_tokens / max(1, n_text_bytes(self.tokenizer, self.ids[1:])) / log(2)
 
     def _predict(self, path: str) -> None:
-        with Model(path) as model:
-            line = next((line for line in self.text.text.splitlines() if len(line.split()) > 3), self.text.text)
-            line = line[:LINE].rpartition(" ")[0] or line[:LINE]
-            ids = model.tokenizer.encode(line, unknown="skip")
-            if not ids:
-                return
+        line = next((line for line in self.text.text.splitlines() if len(line.split()) > 3), self.text.text)
+        line = line[:LINE].rpartition(" ")[0] or line[:LINE]
+        ids = self.tokenizer.encode(line, unknown="skip")
+        if not ids:
+            return
+        with IdModel(path) as model:
             logits = model.logits(ids[-model.info.n_ctx :])[-1].astype(np.float64)
-            logits[model.tokenizer.banned_ids(model.info.n_vocab)] = -np.inf
-            p = np.exp(logits - logits.max())
-            p /= p.sum()
-            self.proof.line = line
-            self.proof.predictions = [(_shown(model, int(id)), float(p[id])) for id in np.argsort(-p)[:5]]
+        logits[self.tokenizer.banned_ids(len(logits))] = -np.inf
+        p = np.exp(logits - logits.max())
+        p /= p.sum()
+        self.proof.line = line
+        self.proof.predictions = [(repr(self.tokenizer.decode([int(id)])), float(p[id])) for id in np.argsort(-p)[:5]]
 
     # ---- the user's own module
 
@@ -215,8 +202,9 @@ class Prover:
         with self._file(self.checkpoint, "f32") as path:
             if path is None:
                 raise DiskFull(f"{self.out}: the disk is full; make room for float32 weights, which --check compares")
-            with Model(path) as model:
-                ids = model.tokenizer.encode(self.text.text, unknown="skip")[: min(model.info.n_ctx, CHECKED)]
+            with IdModel(path) as model:
+                n_ctx = model.info.n_ctx
+            ids = self.tokenizer.encode(self.text.text, unknown="skip")[: min(n_ctx, CHECKED)]
             return check(spec, source.weights, settings_of(source.value, self.checkpoint), path, ids).sentence
 
     # ---- evaluating
@@ -227,7 +215,9 @@ class Prover:
 
     @contextmanager
     def _file(self, checkpoint: Checkpoint, type: str) -> Iterator[str | None]:
-        """The checkpoint as a model file that is gone afterwards; None where the disk is full."""
+        """The checkpoint without its vocabulary as a file that is gone afterwards; None where the disk is full."""
+        keys = {name: value for name, value in checkpoint.keys.items() if "tokenizer." not in name}
+        checkpoint = replace(checkpoint, keys=keys, vocabulary=Vocabulary({}, ""))
         try:
             workshop = tempfile.TemporaryDirectory(prefix=".pygpt-", dir=os.path.dirname(os.path.realpath(self.out)))
         except OSError as error:
@@ -245,28 +235,24 @@ class Prover:
             yield path
 
     def _evaluate(self, path: str) -> np.ndarray | None:
-        """Nats of each token; None if the text holds too few that the model knows."""
-        with Model(path) as model:
-            n_tokens = int(min(max(WORK / max(1, model.info.n_params), TOKENS[0]), TOKENS[1]))
-            ids = array("i", model.tokenizer.encode(self.text.text, unknown="skip")[: n_tokens + 1])
-            if len(ids) <= FEWEST:
-                self._leave_out(
-                    f"{self.text.name} holds only {len(ids)} tokens that the model knows; name a text with --text"
-                )
-                return None
+        """Nats of each token; None if there are too few."""
+        if not self.ids:
+            return None
+        with IdModel(path) as model:
             n_ctx = min(model.info.n_ctx, WINDOW)
-            self.n_bytes = max(1, n_text_bytes(model, ids[1:]))
-            self.entropy = entropy(ids[1:])
-            self.proof.text, self.proof.n_tokens = self.text.name, len(ids) - 1
-            return np.concatenate(list(losses(model, ids, n_ctx, range(0, len(ids) - 1, n_ctx))))
+            return np.concatenate(list(losses(model, self.ids, n_ctx, range(0, len(self.ids) - 1, n_ctx))))
 
     def _fits(self, type: str) -> bool:
         """May a file of that type be evaluated?"""
         if self.wanted is not None:
             return self.wanted
         shapes = {name: tensor.shape for name, tensor in self.checkpoint.tensors.items()}
-        choices = mixtures.choose(shapes, type)
-        return sum(mixtures.n_bytes(choices[name].type, shape) for name, shape in shapes.items()) <= self.limit
+        return sum(mixtures.n_bytes(kind, shapes[name]) for name, kind in self._plan(type).items()) <= self.limit
+
+    def _plan(self, type: str) -> dict[str, str]:
+        """The type of each tensor. Narrow models get the same from several names."""
+        shapes = {name: tensor.shape for name, tensor in self.checkpoint.tensors.items()}
+        return {name: choice.type for name, choice in mixtures.choose(shapes, type).items()}
 
     def _ask(self) -> str:
         return "--proof does it all the same"
@@ -336,7 +322,7 @@ def _is(question: Question, answer: Answer) -> str:
 
 
 def _is_clear(behind: float, error: float) -> bool:
-    return behind > CLEAR * error and behind > 0
+    return behind > max(CLEAR * error, LEAST)
 
 
 # ---- texts
@@ -379,7 +365,3 @@ def settings_of(value: object, checkpoint: Checkpoint) -> dict[str, object]:
         if type(part) is dict:
             found |= {key: setting for key, setting in part.items() if type(key) is str}
     return found
-
-
-def _shown(model: Model, id: int) -> str:
-    return repr(model.tokenizer.decode([id]))

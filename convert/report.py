@@ -6,12 +6,46 @@ import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from .proof import Proof
 
 Progress = Callable[[int, int], None]  # bytes written, bytes in all
+
+
+@dataclass
+class Trial:
+    """One answer to a question, tried."""
+
+    topic: str
+    name: str
+    nats: float  # per token
+    behind: float = 0.0  # nats per token that the best answer is better by
+    error: float = 0.0  # standard error of that
+    is_taken: bool = False
+
+
+@dataclass
+class Cost:
+    """What a type costs: its loss beside that of float32."""
+
+    type: str
+    nats: float  # more per token
+    error: float  # standard error of that
+    bits: float  # more per byte
+    n_bytes: int  # of the model file
+    is_written: bool = False
+
+
+@dataclass
+class Proof:
+    text: str = ""  # the text's name; empty: nothing was tried
+    n_tokens: int = 0
+    nats: float = 0.0  # per token, in float32 or the type below
+    bits: float = 0.0  # per byte
+    type: str = "f32"
+    trials: list[Trial] = field(default_factory=list)
+    costs: list[Cost] = field(default_factory=list)
+    line: str = ""
+    predictions: list[tuple[str, float]] = field(default_factory=list)  # what follows the line: text, probability
+    left_out: list[str] = field(default_factory=list)  # what was not measured, and why
 
 
 @dataclass

@@ -55,9 +55,7 @@ class DiskFull(Error):
     """There is no room for the file."""
 
 
-def write(
-    checkpoint: Checkpoint, out: str, type: str, progress: Progress | None = None, keep: bool = True
-) -> Report:
+def write(checkpoint: Checkpoint, out: str, type: str, progress: Progress | None = None, keep: bool = True) -> Report:
     """Writes the model file `out`, which appears when it is complete. keep: it is to outlive a loss of power."""
     type = mixtures.find(type)
     plan, notes = plan_types(checkpoint, type)

@@ -858,7 +858,7 @@ def test_files_that_are_missing_are_named(folder):
     refused(path, f"{shards[1]}: there is no such file; .* copy them too", FileNotFoundError)
     for name, match in (
         ("model.safetensors.index.json", "its weights in model.safetensors or pytorch_model.bin, found neither"),
-        ("config.json", "m/ckpt.pt: there is no such file; name .* with Hugging Face's config.json"),
+        ("config.json", "m/ckpt.pt: there is no such file; name .* Hugging Face's config.json"),
     ):
         (path / name).unlink()
         refused(path, match, FileNotFoundError)

@@ -481,8 +481,8 @@ def test_things_that_are_no_weights_are_named(tmp_path):
 @pytest.mark.parametrize(
     ("args", "match"),
     [
-        ({"n_layer": 3}, "expected a tensor transformer.h.2.ln_1.weight, found none"),
-        ({"n_layer": 1}, "with 1 layers and nothing else, found transformer.h.1.ln_1.weight"),
+        ({"n_layer": 3}, "expected a tensor transformer.h.2.ln_1.weight, as nanoGPT with 3 layers has it, found none"),
+        ({"n_layer": 1}, "with 1 layers and nothing else, found 'transformer.h.1.ln_1.weight'"),
         ({"n_layer": 0}, "n_layer to be a whole number from 1 to 10000, found 0"),
         ({"n_layer": None}, "n_layer .* found None"),
         ({"n_layer": 1 << 70}, "found a huge number"),
@@ -522,7 +522,7 @@ def test_weights_that_cannot_be_are_refused(tmp_path):
         (torch.zeros(64, 64, dtype=torch.int64), "floating-point numbers, found int64"),
         (torch.zeros(1).expand(64, 64), "its storage holds 1; a trained weight has memory of its own"),
         (torch.zeros(64), "shape \\[64, 64\\] by model_args, found \\[64\\]"),
-        ("text", "expected a tensor .*c_proj.weight, found none"),
+        ("text", "expected a tensor .*c_proj.weight, as nanoGPT .* has it, found none"),
     ):
         value = checkpoint()
         value["model"][name] = w
@@ -750,7 +750,7 @@ def test_damaged_checkpoints_give_a_sentence_or_a_file(tmp_path, kind):
 def test_a_changed_nanogpt_is_refused_by_what_it_has_more(tmp_path, extra):
     value = checkpoint()
     value["model"][extra] = torch.zeros(65)
-    refused(save(tmp_path / "ckpt.pt", value), f"nothing else, found {extra}")
+    refused(save(tmp_path / "ckpt.pt", value), f"nothing else, found '{extra}'")
 
 
 def test_the_output_may_not_be_an_input(tmp_path):

@@ -46,6 +46,12 @@ def test_what_is_clearly_worse_is_out_even_if_the_rest_is_unclear():
     assert answer is B and "does not tell B and C apart" in sentence
 
 
+def test_a_difference_that_a_little_training_would_turn_round_decides_nothing():
+    (values,) = series(0)
+    for gap, name in ((0.9e-4, "A"), (1.1e-4, "B")):
+        assert decide(question(A, B), [values + gap, values], "a text")[0].name == name
+
+
 def test_a_model_that_has_learned_nothing_yet_decides_nothing():
     tried = series(0.1, 0)
     answer, sentence = decide(question(A, B), tried, "a text", entropy=3.1)
