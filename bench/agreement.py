@@ -11,7 +11,7 @@ import shapes
 from machine import THREADS
 from own_worker import Own
 from peer import peer_worker
-from pygpt.convert.requantize import requantize
+from pygpt.convert.model_file import requantize
 
 NAME = "agreement"
 ARCHITECTURES = ("gpt2", "llama", "qwen2", "qwen3")

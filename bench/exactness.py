@@ -15,7 +15,7 @@ from agreement import logits, own_engine
 from machine import ROOT
 from peer import peer_worker
 from pygpt.convert import convert_checkpoint
-from pygpt.convert.requantize import requantize
+from pygpt.convert.model_file import requantize
 
 from pygpt._lib import File
 from pygpt.tokenizer import Tokenizer

@@ -99,4 +99,3 @@ class Model(Claims):
             head = None
         self.finish(IGNORED)
         return head
-

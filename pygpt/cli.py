@@ -87,9 +87,7 @@ def run_convert(o: argparse.Namespace) -> None:
 
     names = ("meta", "text", "tokenizer", "n_head", "gelu", "attention_scale", "softcap", "rope_base", "qk_scale")
     options = {name: getattr(o, name) for name in names}
-    report = convert_checkpoint(
-        o.source, o.output, type=o.type, proof=o.proof, check=o.check, progress=True, **options
-    )
+    report = convert_checkpoint(o.source, o.output, type=o.type, proof=o.proof, check=o.check, progress=True, **options)
     write(f"{report}\n")
 
 

@@ -425,7 +425,7 @@ def test_bpe_needs_merges(merges):
 
 def test_an_unknown_kind_is_named():
     for kind in ("unigram", "t5", "bert", 7, ["gpt2"]):
-        with pytest.raises(Unsupported, match=re.escape(f"{kind!r}; known are none, character, gpt2, llama")):
+        with pytest.raises(Unsupported, match=re.escape(f"{kind!r}; known are none, character, byte, gpt2, llama")):
             Tokenizer.from_keys({"tokenizer.ggml.model": kind})
     with pytest.raises(BadFormat, match="characters"):
         Tokenizer.from_keys({"pygpt.tokenizer.model": "character"})

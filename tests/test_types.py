@@ -6,7 +6,7 @@ import pytest
 from conftest import character_keys, gpt2_keys, gpt2_tensors, write_gguf
 from gguf.quants import dequantize, quantize
 from pygpt.convert import mixtures
-from pygpt.convert.requantize import requantize
+from pygpt.convert.model_file import requantize
 
 import pygpt
 from pygpt import _lib
