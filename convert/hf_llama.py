@@ -9,7 +9,7 @@ logits = lm_head(norm(x))
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -123,7 +123,7 @@ class Sizes:
 
 def convert(model: Model, family: Family) -> Checkpoint:
     config = model.config
-    s = read_sizes(config, family)
+    s = read_sizes(config, family.defaults)
     refuse_unknown(config, family)
     rope = read_rope(config, s.head_dim, s.n_ctx)
     if rope.factors is not None and not family.neighbours:  # llama.cpp's Qwen has no such tensor
@@ -170,8 +170,8 @@ def convert(model: Model, family: Family) -> Checkpoint:
 # ---- config.json
 
 
-def read_sizes(config: Config, family: Family) -> Sizes:
-    default = family.defaults.get
+def read_sizes(config: Config, defaults: Mapping[str, int]) -> Sizes:
+    default = defaults.get
     n_embd = config.whole("hidden_size", 1, 1 << 20)
     n_head = config.whole("num_attention_heads", 1, 10_000)
     # null says that there are no groups, a missing one that there are the usual ones

@@ -11,13 +11,10 @@ Norms have no weights, and RoPE turns the other way round than usual.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from pygpt._lib import BadFormat
-
 from . import hf_tokenizer
 from .checkpoint import Checkpoint, Weights
 from .hf_config import Config, read_rope
+from .hf_llama import Sizes, read_sizes
 from .hf_weights import Model
 from .unpickle import shown
 
@@ -36,26 +33,9 @@ FEED_FORWARDS = (  # the names that its two matrices have had
 SOFTCAPS = ("final_logit_softcapping", "logits_soft_cap")  # the newer name, the older one
 
 
-@dataclass
-class Sizes:
-    n_layer: int
-    n_embd: int
-    n_ff: int
-    n_vocab: int
-    n_head: int
-    n_head_kv: int
-    head_dim: int
-    n_ctx: int
-
-    def shape(self, letters: str) -> tuple[int, ...]:
-        n_q, n_kv = self.n_head * self.head_dim, self.n_head_kv * self.head_dim
-        sizes = {"V": self.n_vocab, "C": self.n_embd, "Q": n_q, "K": n_kv, "F": self.n_ff}
-        return tuple(sizes[letter] for letter in letters)
-
-
 def convert(model: Model) -> Checkpoint:
     config = model.config
-    s = read_sizes(config)
+    s = read_sizes(config, {})
     refuse_unknown(config)
     rope = read_rope(config, s.head_dim, s.n_ctx)
     if rope.factors is not None or any(key.startswith("rope.scaling") for key in rope.keys):
@@ -92,26 +72,6 @@ def convert(model: Model) -> Checkpoint:
 
 
 # ---- config.json
-
-
-def read_sizes(config: Config) -> Sizes:
-    n_embd = config.whole("hidden_size", 1, 1 << 20)
-    n_head = config.whole("num_attention_heads", 1, 10_000)
-    s = Sizes(
-        n_layer=config.whole("num_hidden_layers", 1, 10_000),
-        n_embd=n_embd,
-        n_ff=config.whole("intermediate_size", 1, 1 << 22),
-        n_vocab=config.whole("vocab_size", 1, 1 << 24),
-        n_head=n_head,
-        n_head_kv=config.whole("num_key_value_heads", 1, 10_000, n_head),
-        head_dim=config.whole("head_dim", 1, 1 << 16, n_embd // n_head or 1),
-        n_ctx=config.whole("max_position_embeddings", 1, 1 << 24, 2048),
-    )
-    if s.n_head % s.n_head_kv:
-        raise BadFormat(f"{config.path}: {s.n_head} heads cannot share {s.n_head_kv} heads of keys and values evenly")
-    if s.head_dim % 2:
-        raise BadFormat(f"{config.path}: expected heads of an even width for RoPE, found {s.head_dim}")
-    return s
 
 
 def refuse_unknown(config: Config) -> None:

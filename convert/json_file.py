@@ -3,29 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
 from typing import Any
 
-from pygpt._lib import BadFormat, NotFound, Unreadable
+from pygpt._lib import BadFormat
 
 from .unpickle import shown
+from .whole_file import read_whole
 
 MAX_BYTES = 64 << 20  # the largest tokenizer.json that is known has 33 MB
 
 
 def read_object(path: str, limit: int = MAX_BYTES) -> dict[str, Any]:
     """The object that the file holds."""
-    try:
-        with open(path, "rb") as file:
-            data = file.read(limit + 1)
-    except FileNotFoundError:
-        raise NotFound(f"{path}: there is no such file") from None
-    except OSError as error:
-        raise Unreadable(f"{path}: cannot be read: {error.strerror or error}") from None
-    if len(data) > limit:
-        size = os.path.getsize(path)
-        raise BadFormat(f"{path}: expected a JSON file of at most {limit >> 20} MB, found {size >> 20} MB")
-    return parse_object(data, path)
+    return parse_object(read_whole(path, limit, "a JSON file"), path)
 
 
 def parse_object(data: bytes, where: str) -> dict[str, Any]:

@@ -11,15 +11,15 @@ joins the pair whose piece has the best score, the leftmost of equals, until no 
 
 from __future__ import annotations
 
-import os
 import struct
 
-from pygpt._lib import BadFormat, Unreadable, Unsupported
+from pygpt._lib import BadFormat, Unsupported
 from pygpt.vocabulary import BYTE, CONTROL, NORMAL, UNKNOWN
 
 from .checkpoint import Vocabulary
 from .hf_tokenizer import SPACE, Table, llama_vocabulary
 from .unpickle import shown
+from .whole_file import read_whole
 
 MAX_BYTES = 64 << 20  # Llama 2's has half a MB
 LLMC = (20240328).to_bytes(4, "little")  # what llm.c's tokenizers begin with
@@ -58,14 +58,7 @@ def as_run_c(vocabulary: Vocabulary) -> Vocabulary:
 
 def read_pieces(path: str) -> list[tuple[str, float]]:
     """(text, score) of each token."""
-    try:
-        with open(path, "rb") as file:
-            data = file.read(MAX_BYTES + 1)
-    except OSError as error:
-        raise Unreadable(f"{path}: cannot be read: {error.strerror or error}") from None
-    if len(data) > MAX_BYTES:
-        size = os.path.getsize(path)
-        raise BadFormat(f"{path}: expected a tokenizer of at most {MAX_BYTES >> 20} MB, found {size >> 20} MB")
+    data = read_whole(path, MAX_BYTES, "a tokenizer")
     if data[:4] == LLMC:
         raise Unsupported(f"{path}: is a tokenizer of llm.c, which can only decode; expected one of llama2.c")
     pieces: list[tuple[str, float]] = []

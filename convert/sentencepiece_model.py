@@ -10,13 +10,14 @@ The file is a protobuf, a sequence of fields: a varint of (number << 3 | kind), 
 
 from __future__ import annotations
 
-import os
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from math import isfinite
 
-from pygpt._lib import BadFormat, Unreadable
+from pygpt._lib import BadFormat
+
+from .whole_file import read_whole
 
 MAX_BYTES = 64 << 20  # the largest that is known has 5 MB
 MODEL_TYPES = {1: "Unigram", 2: "BPE", 3: "Word", 4: "Char"}
@@ -39,14 +40,7 @@ class _Damaged(Exception):
 
 
 def read_model(path: str) -> SentencepieceModel:
-    try:
-        with open(path, "rb") as file:
-            data = file.read(MAX_BYTES + 1)
-    except OSError as error:
-        raise Unreadable(f"{path}: cannot be read: {error.strerror or error}") from None
-    if len(data) > MAX_BYTES:
-        size = os.path.getsize(path)
-        raise BadFormat(f"{path}: expected a file of at most {MAX_BYTES >> 20} MB, found {size >> 20} MB")
+    data = read_whole(path, MAX_BYTES, "a file")
     try:
         return _parse(data)
     except (_Damaged, UnicodeDecodeError):

@@ -23,6 +23,7 @@ from .characters import round_up, unreadable
 from .checkpoint import Vocabulary
 from .hf_tokenizer import OWN_RULE, Table, check_text
 from .unpickle import Stub, read_pickle, shown
+from .whole_file import read_whole
 
 LETTER_OF = {byte: letter for letter, byte in BYTE_OF.items()}
 MAX_FILE = 64 << 20  # of a file of ranks; the largest that is known has 4 MB
@@ -204,13 +205,7 @@ def from_rank_file(path: str, n_vocab: int) -> Vocabulary:
 
 
 def read_ranks(path: str) -> dict[bytes, int]:
-    try:
-        with open(path, "rb") as file:
-            data = file.read(MAX_FILE + 1)
-    except OSError as error:
-        raise unreadable(path, error) from None
-    if len(data) > MAX_FILE:
-        raise BadFormat(f"{path}: expected a file of ranks of at most {MAX_FILE >> 20} MB, found a larger one")
+    data = read_whole(path, MAX_FILE, "a file of ranks")
     ranks: dict[bytes, int] = {}
     for number, line in enumerate(data.split(b"\n"), 1):
         if not line.strip():
