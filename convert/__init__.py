@@ -77,7 +77,7 @@ def convert_checkpoint(
     """
     from .checkpoint import Input, Options
     from .proof import Prover
-    from .report import progress_shown
+    from .report import progress_shown, steps_shown
     from .writer import check_place, check_type, write
 
     check_type(type)
@@ -100,16 +100,27 @@ def convert_checkpoint(
         if beside == path:  # a model file that is written in another type
             beside = f"{os.path.splitext(path)[0]}-{type}.gguf"
         target = os.fsdecode(out) if out is not None else beside
-        for name in filter(None, (path, options.meta, options.text, options.tokenizer, *checkpoint.files)):
+        check_place(target)
+        reference = None if check is None else ready(check)
+        vocabulary = checkpoint.vocabulary
+        named_files = (options.meta, options.text, options.tokenizer, vocabulary.sample, reference)
+        for name in filter(None, (path, *named_files, *vocabulary.files, *checkpoint.files)):
             if os.path.exists(target) and os.path.exists(name) and os.path.samefile(name, target):
                 raise BadArgument(f"{target}: is an input too; name another output with -o")
-        check_place(target)
-        prover = Prover(checkpoint, options, target, proof)
-        report = write(prover.settle(), target, type, progress_shown(progress, stack))
-        report.proof = prover.measure(target, report.type)
-        if check is not None:
-            report.check = prover.check(check, source)
+        prover = Prover(checkpoint, options, target, proof, steps_shown(progress, stack))
+        settled = prover.settle()
+        compared = prover.check(check, source) if check is not None else ""
+        report = write(settled, target, type, progress_shown(progress, stack))
+        report.proof, report.check = prover.measure(target, report.type), compared
         return report
+
+
+def ready(check: str) -> str:
+    """The file that --check names, if it can be run at all: said before anything is done."""
+    from .check import import_torch, split
+
+    import_torch()
+    return split(check)[0]
 
 
 def named(path: str | os.PathLike[str] | None) -> str | None:

@@ -35,7 +35,7 @@ def from_meta(path: str, n_vocab: int) -> Vocabulary:
     if n != n_vocab and not padded:
         raise BadFormat(
             f"{path}: expected a vocabulary of {n_vocab} ids as the checkpoint has, found {n}; "
-            "name the meta.pkl that it was trained with by --meta, or the training text by --text"
+            "name the meta.pkl that it was trained with by --meta"
         )
     return vocabulary(entries, n_vocab, path)
 
@@ -98,7 +98,7 @@ def vocabulary(entries: list[str], n_vocab: int, path: str) -> Vocabulary:
         "pygpt.tokenizer.model": "character",
         "pygpt.tokenizer.characters": entries,
     }
-    return Vocabulary(keys, f"{len(entries)} characters from {path}", assumptions)
+    return Vocabulary(keys, f"{len(entries)} characters from {path}", assumptions, files=[path])
 
 
 def unreadable(path: str, error: OSError) -> OSError:

@@ -139,6 +139,7 @@ class Vocabulary:
     text: str
     assumptions: list[str] = field(default_factory=list)
     sample: str | None = None  # a file with text that the model was trained on, if one was found
+    files: list[str] = field(default_factory=list)  # that it was read from
 
 
 @dataclass(frozen=True)
@@ -198,7 +199,8 @@ class Options:
         """Refuses every option but these: it would change nothing, and whoever gave it thinks that it does."""
         for name, value in vars(self).items():
             if value is not None and name not in known:
-                raise BadArgument(f"--{name.replace('_', '-')} is not for {source}: its files say it, or have no such")
+                option = "--" + name.replace("_", "-")
+                raise BadArgument(f"{option} is not for {source}: its files say it, or have no such; leave it out")
 
 
 @dataclass

@@ -13,7 +13,6 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from math import isfinite
 from typing import Any
 
 from pygpt._lib import BadArgument, BadFormat, NotFound, Unsupported
@@ -400,16 +399,17 @@ def settle_constants(
         return keys[0], [], said
     names = tell_apart([describe(c, s, has_gates) for c in candidates])
     answers = [Answer(name, its_keys) for name, its_keys in zip(names, keys, strict=True)]
-    open_options = ["--" + name.replace("_", "-") for name in OPTIONS if name not in given]
-    option = " or ".join(filter(None, (", ".join(open_options[:-1]), open_options[-1])))
+    option = next("--" + name.replace("_", "-") for name in OPTIONS if name not in given)
     return {}, [Question(TOPIC, option, answers, why)], said
 
 
 def read_options(options: Options) -> dict[str, float]:
     given = {name: value for name in OPTIONS if (value := getattr(options, name)) is not None}
     for name, value in given.items():
-        if not (isfinite(value) and value > 0):
-            raise BadArgument(f"--{name.replace('_', '-')} must be a number above 0, and {value!r} is not")
+        least = 1 if name == "rope_base" else 1e-30
+        if type(value) not in (int, float) or not least < value < 1e30:
+            limit = "above 1" if name == "rope_base" else "above 0"
+            raise BadArgument(f"--{name.replace('_', '-')} must be a number {limit}, and {value!r} is not")
     return {name: float(value) for name, value in given.items()}
 
 

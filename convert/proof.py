@@ -9,25 +9,25 @@ from __future__ import annotations
 import os
 import tempfile
 from array import array
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
-from importlib import resources
 from math import log
 
 import gguf
 import numpy as np
 
-from pygpt._lib import BadArgument, BadFormat, Error
-from pygpt.measure import WINDOW, losses, n_text_bytes
+from pygpt._lib import BadFormat, Error, Unsupported
+from pygpt.measure import WINDOW, NotNumbers, losses, n_text_bytes
 from pygpt.model import IdModel
 from pygpt.tokenizer import Tokenizer
 
 from . import mixtures
-from .characters import unreadable
 from .checkpoint import Answer, Checkpoint, Input, Options, Question, Vocabulary
+from .evidence import decide, difference, entropy
 from .report import Cost, Proof, Trial
+from .sample_text import Text, find_text
 from .unpickle import Stub
 from .writer import DiskFull, write
 
@@ -35,14 +35,9 @@ TYPES = ("q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_0")  # whose costs are shown, b
 WORK = 1e11  # multiply-adds per evaluation: about a second
 TOKENS = (1024, 8192)  # per evaluation, at least and at most
 FEWEST = 256  # tokens that say anything
-BLOCK = 32  # neighbouring tokens whose losses are taken as one number: they are alike
-TRAINED = 0.9  # of a text's entropy: what a model's loss must be below for its evidence to count
-CLEAR = 3.0  # standard errors that a difference must have
-LEAST = 1e-4  # nats per token that it must have: below, a little more training would turn it round
 MEMORY = 150 << 20  # a file that is evaluated, beside twice the largest tensor: more is not spent unasked
 CHECKED = 128  # tokens whose logits are compared with those of a user's module
 LINE = 60  # characters of a text that predictions are shown after
-
 
 USUAL_NAMES = (  # what constructors call it, GGUF's key
     ("n_layer", "block_count"),
@@ -53,24 +48,18 @@ USUAL_NAMES = (  # what constructors call it, GGUF's key
 )
 
 
-@dataclass
-class Text:
-    """What candidates are tried on."""
-
-    name: str  # for people
-    text: str
-
-
 class Prover:
     """Tries a checkpoint's questions and measures its types; one per conversion.
 
-    wanted: True tries whatever its size, False tries nothing, None what memory allows.
+    wanted: True tries whatever its size, False tries nothing, None what memory allows. tell: hears what is going on.
     """
 
-    def __init__(self, checkpoint: Checkpoint, options: Options, out: str, wanted: bool | None) -> None:
-        self.checkpoint, self.out, self.wanted = checkpoint, out, wanted
+    def __init__(
+        self, checkpoint: Checkpoint, options: Options, out: str, wanted: bool | None, tell: Callable[[str], None]
+    ) -> None:
+        self.checkpoint, self.out, self.wanted, self.tell = checkpoint, out, wanted, tell
         self.proof = Proof()
-        self.text = find_text(checkpoint, options)
+        self.text = find_text(checkpoint, options) if wanted is not False else Text("no text", "")
         self.limit = MEMORY + 2 * 4 * max(tensor.size for tensor in checkpoint.tensors.values())
         self.reference: np.ndarray | None = None  # losses of the chosen answers in float32
 
@@ -85,7 +74,11 @@ class Prover:
     def ids(self) -> array:
         """The text; empty if it holds too few tokens that the model knows."""
         n_tokens = int(min(max(WORK / max(1, self.checkpoint.n_params), TOKENS[0]), TOKENS[1]))
-        ids = array("i", self.tokenizer.encode(self.text.text, unknown="skip")[: n_tokens + 1])
+        try:
+            ids = array("i", self.tokenizer.encode(self.text.text, unknown="skip")[: n_tokens + 1])
+        except Error as error:  # of a model file without a vocabulary, or with one that is not known here
+            self._leave_out(f"it is not tried on text: {error}")
+            return array("i")
         if len(ids) > FEWEST:
             self.proof.text, self.proof.n_tokens = self.text.name, len(ids) - 1
             return ids
@@ -101,17 +94,18 @@ class Prover:
             self._leave_out(f"its weights are too many to try them beside the conversion; {self._ask()}")
         if type and not self.ids:
             type = None
-        self.proof.type = type or ""
         said = []
         for question in self.checkpoint.questions:
             tried = self._try(question, type) if type else None
-            answer, sentence = decide(question, tried, self.text.name, entropy(self.ids[1:]) if tried else 0.0)
-            self._keep(question, tried, answer)
+            plain = entropy(self.ids[1:], self.tokenizer.n_vocab) if tried else 0.0
+            answer, sentence = decide(question, tried, self.text.name, plain)
+            self._keep(question, tried, answer, type)
             said.append(sentence)
             self.checkpoint = replace(self.checkpoint, keys=self.checkpoint.keys | answer.keys)
         self.checkpoint = replace(self.checkpoint, questions=[], assumptions=said + self.checkpoint.assumptions)
         if self.reference is None and type == "f32":
-            self.reference = self._losses(self.checkpoint, type)
+            self.tell("reading a text in f32")
+            self.reference = self._measured(self.checkpoint, type)
         return self.checkpoint
 
     def _try(self, question: Question, type: str) -> list[np.ndarray] | None:
@@ -119,22 +113,27 @@ class Prover:
         others = {key: value for q in self.checkpoint.questions for key, value in q.answers[0].keys.items()}
         tried = []
         for answer in question.answers:
+            self.tell(f"trying {question.topic}: {answer.name}")
             keys = others | self.checkpoint.keys | answer.keys
-            found = self._losses(replace(self.checkpoint, keys=keys), type)
+            try:
+                found = self._losses(replace(self.checkpoint, keys=keys), type)
+            except NotNumbers:  # so it is not this one
+                found = np.full(len(self.ids) - 1, np.inf)
             if found is None:
                 return None
             tried.append(found)
-        return tried
+        return tried if any(np.isfinite(found).all() for found in tried) else None
 
-    def _keep(self, question: Question, tried: list[np.ndarray] | None, answer: Answer) -> None:
+    def _keep(self, question: Question, tried: list[np.ndarray] | None, answer: Answer, type: str | None) -> None:
         if tried is None:
             return
+        self.proof.tried_in = type or ""
         best = min(tried, key=np.mean)
         for candidate, found in zip(question.answers, tried, strict=True):
             behind, error = difference(found, best)
             trial = Trial(question.topic, candidate.name, float(found.mean()), behind, error, candidate is answer)
             self.proof.trials.append(trial)
-            if candidate is answer and self.proof.type == "f32":
+            if candidate is answer and type == "f32":
                 self.reference = found
 
     # ---- what rounding costs
@@ -144,36 +143,38 @@ class Prover:
         if self.wanted is False:
             return self.proof
         if not self.wanted and os.path.getsize(path) > self.limit:
-            self._leave_out(f"its loss was not measured: the file is large; {self._ask()}")
+            self._leave_out(f"the loss of what was written: the file is large; {self._ask()}")
             return self.proof
-        found = self._evaluate(path)
+        self.tell(f"reading a text in {type}")
+        try:
+            found = self._evaluate(path)
+        except (BadFormat, Unsupported) as error:
+            self._leave_out(f"the loss of what was written: {error}")
+            return self.proof
         if found is None:
             return self.proof
         self._predict(path)
         if self.reference is None:
             self.reference, self.proof.type = found, type
         else:
-            self._add_costs({type: (found, os.path.getsize(path))})
+            self._add_costs(type, found, os.path.getsize(path) - self._n_bytes(type))
         self.proof.nats = float(self.reference.mean())
         self.proof.bits = self.proof.nats * self._bits_per_nat()
         return self.proof
 
-    def _add_costs(self, found: dict[str, tuple[np.ndarray, int]]) -> None:
-        written = next(iter(found))
-        plans = [self._plan(written)]
+    def _add_costs(self, written: str, values: np.ndarray, n_others: int) -> None:
+        """n_others: bytes of a file beside its tensors."""
+        found, plans = {written: values}, [self._plan(written)]
         for type in TYPES:
             if type not in found and self._plan(type) not in plans and self._fits(type):
                 plans.append(self._plan(type))
-                try:
-                    with self._file(self.checkpoint, type) as path:
-                        if path and (measured := self._evaluate(path)) is not None:
-                            found[type] = measured, os.path.getsize(path)
-                except BadFormat as error:  # numbers that the type cannot hold
-                    self._leave_out(f"{type}: {error}")
-        for type, (values, n_bytes) in sorted(found.items(), key=lambda item: -item[1][1]):
-            nats, error = difference(values, self.reference)
-            cost = Cost(type, nats, error, nats * self._bits_per_nat(), n_bytes, type == written)
-            self.proof.costs.append(cost)
+                self.tell(f"reading a text in {type}")
+                if (measured := self._measured(self.checkpoint, type)) is not None:
+                    found[type] = measured
+        for type in sorted(found, key=self._n_bytes, reverse=True):
+            nats, error = difference(found[type], self.reference)
+            bits, n_bytes = nats * self._bits_per_nat(), n_others + self._n_bytes(type)
+            self.proof.costs.append(Cost(type, nats, error, bits, n_bytes, type == written))
 
     def _bits_per_nat(self) -> float:
         """Per token to per byte."""
@@ -190,8 +191,9 @@ class Prover:
         logits[self.tokenizer.banned_ids(len(logits))] = -np.inf
         p = np.exp(logits - logits.max())
         p /= p.sum()
+        likeliest = [int(id) for id in np.argsort(-p)[:5] if p[id] > 0]
         self.proof.line = line
-        self.proof.predictions = [(repr(self.tokenizer.decode([int(id)])), float(p[id])) for id in np.argsort(-p)[:5]]
+        self.proof.predictions = [(repr(self.tokenizer.decode([id])), float(p[id])) for id in likeliest]
 
     # ---- the user's own module
 
@@ -199,19 +201,33 @@ class Prover:
         """Compares the logits of a module of the user's, in float32. Runs his code."""
         from .check import check
 
+        self.tell(f"running {spec}")
         with self._file(self.checkpoint, "f32") as path:
             if path is None:
                 raise DiskFull(f"{self.out}: the disk is full; make room for float32 weights, which --check compares")
             with IdModel(path) as model:
                 n_ctx = model.info.n_ctx
-            ids = self.tokenizer.encode(self.text.text, unknown="skip")[: min(n_ctx, CHECKED)]
+            n = min(n_ctx, CHECKED)
+            text = self.ids[:n] if self.wanted is not False else ()
+            ids = list(text) or [i % self.tokenizer.n_vocab for i in range(n)]
             return check(spec, source.weights, settings_of(source.value, self.checkpoint), path, ids).sentence
 
     # ---- evaluating
 
+    def _measured(self, checkpoint: Checkpoint, type: str) -> np.ndarray | None:
+        """The losses in a type; what it cannot hold or compute is said."""
+        try:
+            return self._losses(checkpoint, type)
+        except (BadFormat, Unsupported) as error:
+            self._leave_out(f"{type}: {error}")
+            return None
+
     def _losses(self, checkpoint: Checkpoint, type: str) -> np.ndarray | None:
         with self._file(checkpoint, type) as path:
-            return self._evaluate(path) if path else None
+            try:
+                return self._evaluate(path) if path else None
+            except Error as error:  # the file that the user knows of
+                raise error.__class__(str(error).replace(path or "", self.out)) from None
 
     @contextmanager
     def _file(self, checkpoint: Checkpoint, type: str) -> Iterator[str | None]:
@@ -246,8 +262,12 @@ class Prover:
         """May a file of that type be evaluated?"""
         if self.wanted is not None:
             return self.wanted
-        shapes = {name: tensor.shape for name, tensor in self.checkpoint.tensors.items()}
-        return sum(mixtures.n_bytes(kind, shapes[name]) for name, kind in self._plan(type).items()) <= self.limit
+        return self._n_bytes(type) <= self.limit
+
+    def _n_bytes(self, type: str) -> int:
+        """Of all tensors in a type."""
+        tensors = self.checkpoint.tensors
+        return sum(mixtures.n_bytes(kind, tensors[name].shape) for name, kind in self._plan(type).items())
 
     def _plan(self, type: str) -> dict[str, str]:
         """The type of each tensor. Narrow models get the same from several names."""
@@ -260,99 +280,6 @@ class Prover:
     def _leave_out(self, why: str) -> None:
         if why not in self.proof.left_out:
             self.proof.left_out.append(why)
-
-
-# ---- deciding
-
-
-def difference(values: np.ndarray, others: np.ndarray) -> tuple[float, float]:
-    """(mean, standard error of the mean) of values - others, two series over the same tokens."""
-    by_token = values - others
-    n = max(2, len(by_token) // BLOCK)
-    means = np.array([part.mean() for part in np.array_split(by_token, n)])
-    return float(by_token.mean()), float(means.std(ddof=1) / np.sqrt(n))
-
-
-def entropy(ids: array) -> float:
-    """Nats per token that their frequencies alone would cost."""
-    p = np.unique(ids, return_counts=True)[1] / len(ids)
-    return float(-(p * np.log(p)).sum())
-
-
-def decide(
-    question: Question, tried: list[np.ndarray] | None, text: str, entropy: float = np.inf
-) -> tuple[Answer, str]:
-    """The answer that is taken, and the sentence that says why. The first stands unless another is clearly better.
-
-    entropy: of the text. A model that is hardly below it has learned nothing yet that could speak for an answer.
-    """
-    first = question.answers[0]
-    if tried is None:
-        if not question.has_default:
-            raise BadArgument(
-                f"{question.topic} is not in the checkpoint, and no text was at hand to find it out: "
-                f"name it with {question.option}"
-            )
-        return first, f"{_is(question, first)}, {question.why}; not tried on text ({question.option} decides)."
-    best = min(tried, key=np.mean)
-    behind = {answer.name: difference(found, best) for answer, found in zip(question.answers, tried, strict=True)}
-    is_trained = best.mean() < TRAINED * entropy
-    in_question = [a for a in question.answers if not (is_trained and _is_clear(*behind[a.name]))]
-    taken = first if first in in_question else in_question[0]
-    if len(in_question) == 1:
-        others = [name for name in behind if name != taken.name]
-        nearest = min(others, key=lambda name: behind[name][0]) if others else ""
-        margin = f": {behind[nearest][0]:.2g} nats per token better than {nearest} on {text}" if others else ""
-        return taken, f"{_is(question, taken)}{margin}."
-    names = " and ".join(a.name for a in in_question)
-    if not question.has_default:
-        raise BadArgument(
-            f"{question.topic} is not in the checkpoint, and {text} does not tell {names} apart: "
-            f"name it with {question.option}"
-        )
-    why = question.why if taken is first else "the better of them"
-    unclear = f"{text} does not tell {names} apart"
-    if not is_trained:
-        unclear = f"the model predicts {text} hardly better than frequencies of tokens would"
-    return taken, f"{_is(question, taken)}, {why}; UNCLEAR: {unclear} ({question.option} decides)."
-
-
-def _is(question: Question, answer: Answer) -> str:
-    return f"{question.topic[0].upper()}{question.topic[1:]} is {answer.name}"
-
-
-def _is_clear(behind: float, error: float) -> bool:
-    return behind > max(CLEAR * error, LEAST)
-
-
-# ---- texts
-
-
-def find_text(checkpoint: Checkpoint, options: Options) -> Text:
-    """The user's, the one that the model was trained on, or the one that ships."""
-    path = options.text or checkpoint.vocabulary.sample
-    if path:
-        return Text(os.path.basename(path), read_end(path))
-    shipped = resources.files("pygpt").joinpath("data", "english.txt")
-    return Text("pygpt's English sample", shipped.read_text(encoding="utf-8"))
-
-
-def read_end(path: str, wanted: int = 8 * TOKENS[1]) -> str:
-    """The last tenth, which training usually leaves out, or more of it where that is short; whole lines."""
-    try:
-        with open(path, "rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            begin = min(size * 9 // 10, max(0, size - wanted))
-            file.seek(begin)
-            data = file.read(wanted)
-    except OSError as error:
-        raise unreadable(path, error) from None
-    if begin and b"\n" in data:
-        data = data.partition(b"\n")[2]
-    text = data.decode("utf-8", "ignore")
-    if not text.strip():
-        raise BadFormat(f"{path}: expected text in UTF-8, found none")
-    return text
 
 
 def settings_of(value: object, checkpoint: Checkpoint) -> dict[str, object]:

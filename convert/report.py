@@ -38,9 +38,10 @@ class Cost:
 class Proof:
     text: str = ""  # the text's name; empty: nothing was tried
     n_tokens: int = 0
-    nats: float = 0.0  # per token, in float32 or the type below
+    nats: float | None = None  # per token, in float32 or the type below; None: not measured
     bits: float = 0.0  # per byte
     type: str = "f32"
+    tried_in: str = ""  # the type that trials were made in
     trials: list[Trial] = field(default_factory=list)
     costs: list[Cost] = field(default_factory=list)
     line: str = ""
@@ -84,16 +85,17 @@ def proof_lines(proof: Proof) -> list[str]:
     if not proof.text:
         return lines
     if proof.trials:
-        lines.append(f"tried on {proof.n_tokens:,} tokens of {proof.text}, nats per token in {proof.type}:")
+        lines.append(f"tried on {proof.n_tokens:,} tokens of {proof.text}, nats per token in {proof.tried_in}:")
         width = max(len(trial.name) for trial in proof.trials)
         for trial in proof.trials:
             behind = f"  +{trial.behind:.2g} ± {trial.error:.1g}" if trial.behind else ""
             taken = "  taken" if trial.is_taken else ""
             lines.append(f"  {trial.topic}: {trial.name:<{width}}  {trial.nats:.4f}{behind}{taken}")
-    lines.append(
-        f"loss on {proof.n_tokens:,} tokens of {proof.text}: {proof.nats:.4f} nats per token, "
-        f"{proof.bits:.4f} bits per byte in {proof.type}"
-    )
+    if proof.nats is not None:
+        lines.append(
+            f"loss on {proof.n_tokens:,} tokens of {proof.text}: {proof.nats:.4f} nats per token, "
+            f"{proof.bits:.4f} bits per byte in {proof.type}"
+        )
     if proof.costs:
         lines.append("rounding costs, beside float32:")
     for cost in proof.costs:
@@ -113,6 +115,21 @@ def human(n: int) -> str:
         if n >= size:
             return f"{n / size:.2f} {unit}"
     return f"{n} "
+
+
+def steps_shown(progress: bool | Progress, stack: ExitStack) -> Callable[[str], None]:
+    """A function that shows on a terminal what is going on, and since when."""
+    if progress is not True or sys.stderr is None or not sys.stderr.isatty():
+        return lambda step: None
+    from tqdm import tqdm
+
+    bar = stack.enter_context(tqdm(bar_format="{desc} ({elapsed})", leave=False))
+
+    def tell(step: str) -> None:
+        bar.reset()
+        bar.set_description_str(step)
+
+    return tell
 
 
 def progress_shown(progress: bool | Progress, stack: ExitStack) -> Progress | None:

@@ -24,7 +24,7 @@ def find(path: str, n_vocab: int, options: Options, dataset: str | None = None) 
     dataset: the name of its folder below data/, where nanoGPT keeps meta.pkl and input.txt.
     """
     if options.meta is not None and options.tokenizer is not None:
-        raise BadArgument("--meta and --tokenizer both name the vocabulary: give one of them")
+        raise BadArgument("--meta and --tokenizer both name the vocabulary: leave out --meta")
     if options.tokenizer is not None:
         return named(options.tokenizer, n_vocab)
     if options.meta is not None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable, Iterable
 from importlib import import_module
@@ -23,6 +24,7 @@ MAX_THREADS = 256  # of the core's pool; written here too, because importing it 
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command line and returns its exit status."""
     try:
+        end_in_order()
         options = parser().parse_args(arguments)
         options.run(options)
         return 0
@@ -40,6 +42,14 @@ def main(arguments: list[str] | None = None) -> int:
         if not isinstance(error, Error):
             raise  # a mistake of ours: the traceback is what a report needs
         return fail(str(error))
+
+
+def end_in_order() -> None:
+    """Being told to end, as by a terminal that closes, leaves no half-written files."""
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)
+        if number and signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, lambda number, _: sys.exit(128 + number))
 
 
 def fail(sentence: str) -> int:
@@ -180,7 +190,8 @@ def run_info(o: argparse.Namespace) -> None:
         with open_model(o.model, None) as model:
             i = model.info
             heads = f"{i.n_head} heads" + (f" ({i.n_head_kv} for keys and values)" if i.n_head_kv != i.n_head else "")
-            show("shape", f"{i.n_layer} layers, {heads}, {i.n_embd} wide, feed-forward {i.n_ff}, context {i.n_ctx}")
+            shape = f"{i.n_layer} layers, {heads}, {i.n_embd} wide, feed-forward {i.n_ff}, context {i.n_ctx}"
+            show("shape", shape if i.n_layer else f"no layers, context {i.n_ctx}")
             banned = len(tokenizer.banned_ids(i.n_vocab)) if tokenizer.n_vocab else 0
             show("ids", f"{i.n_vocab}" + (f", of which {banned} are padding and never chosen" if banned else ""))
             show("parameters", f"{i.n_params:,}")

@@ -22,6 +22,10 @@ WINDOW = 2048  # tokens that predict a text's next one: longer contexts hardly h
 CHUNK = 1 << 21  # logits at a time: 8 MB
 
 
+class NotNumbers(_lib.BadFormat):
+    """A model's logits are NaN or infinite."""
+
+
 class Perplexity(NamedTuple):
     """nats: the sum over n_tokens predicted tokens, which stand for n_bytes of text; windows: how many were read."""
 
@@ -82,7 +86,7 @@ def losses(model: IdModel, ids: array, n_ctx: int, begins: Iterable[int]) -> Ite
                 session.append(ids[begin + i : begin + i + len(wanted)], 0, rows)
                 nats = _nats(rows, wanted)
                 if not np.isfinite(nats).all():
-                    raise _lib.BadFormat(f"{model.path}: the model's logits are not numbers; its weights are damaged")
+                    raise NotNumbers(f"{model.path}: the model's logits are not numbers; its weights are damaged")
                 yield nats
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import weakref
 from array import array
 from collections.abc import Iterable, Iterator
 from math import nan
@@ -79,7 +80,15 @@ class Session:
     """One sequence of a model and its key/value cache. A context manager; made by Model.session()."""
 
     def __init__(self, handle: SessionHandle) -> None:
-        self._handle = handle
+        self._own = handle
+        self._stream: weakref.ref[IdStream] | None = None  # what is generated in it
+
+    @property
+    def _handle(self) -> SessionHandle:
+        stream = self._stream and self._stream()
+        if stream and stream.state == "running":
+            raise BadArgument("a text is being generated in this session: read it to its end or close it first")
+        return self._own
 
     @property
     def length(self) -> int:
@@ -128,15 +137,17 @@ class Session:
     ) -> IdStream:
         """Appends ids, at least one, and continues: an iterator of lists of ids, one list about every 0.03 s.
 
-        Until it has ended or is closed the session is its own. Afterwards the session holds the whole text, of which
-        the last token may not have been evaluated yet.
+        Until it has ended or is closed the session is its own. Afterwards the session holds the whole text, or what
+        on_full has kept of it; the last token may not have been evaluated yet.
         """
         tokens = ids_array(ids)
         if self.length + len(tokens) > self.n_ctx:
             raise ContextFull(
                 f"{len(tokens)} tokens after {self.length} do not fit into a context of {self.n_ctx}: shorten the text"
             )
-        return IdStream(self._handle, tokens, max_tokens, sampling, banned, stop)
+        stream = IdStream(self._handle, tokens, max_tokens, sampling, banned, stop)
+        self._stream = weakref.ref(stream)
+        return stream
 
     def rewind(self, n: int) -> None:
         """Forgets all but the first n tokens."""
@@ -148,7 +159,7 @@ class Session:
 
     def close(self) -> None:
         """Frees the cache. Leaving a with block does so, and so does forgetting the session."""
-        self._handle.close()
+        self._own.close()
 
     def __enter__(self) -> Session:
         return self

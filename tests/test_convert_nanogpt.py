@@ -349,7 +349,7 @@ def test_a_missing_vocabulary_says_what_to_do(folders):
         ({"meta": "surrogate.pkl"}, "half of a surrogate pair"),
         ({"text": "few.txt"}, "found 20"),
         ({"text": "bytes.txt"}, "UTF-8, found the byte 0xff"),
-        ({"tokenizer": "bytes", "meta": "good.pkl"}, "give one of them"),
+        ({"tokenizer": "bytes", "meta": "good.pkl"}, "leave out --meta"),
     ],
     ids=str,
 )

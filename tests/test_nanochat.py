@@ -70,6 +70,8 @@ ATTACKS = {
     "softcap 0": ({"keys": {"nanochat.final_logit_softcapping": 0.0}}, "expected more than 0"),
     "softcap NaN": ({"keys": {"nanochat.final_logit_softcapping": float("nan")}}, "not finite"),
     "no qk_scale": ({"keys": {"nanochat.attention.qk_scale": None}}, "has no key nanochat.attention.qk_scale"),
+    "no layer for backout": ({"keys": {"nanochat.backout_layer": None}}, "has no key nanochat.backout_layer"),
+    "no scale for gates": ({"keys": {"nanochat.value_gate_scale": None}}, "has no key nanochat.value_gate_scale"),
     "backout behind the last layer": ({"keys": {"nanochat.backout_layer": 2}}, "expected 0 to 1"),
     "an odd head": ({"keys": {"nanochat.attention.key_length": 31}}, "even number|shape"),
     "3 heads of keys": ({"keys": {"nanochat.attention.head_count_kv": 3}}, "expected whole groups"),

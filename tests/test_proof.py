@@ -5,9 +5,10 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="PyTorch writes the checkpoints that are converted here: pip install torch")
 
-from pygpt.convert import convert_checkpoint, proof  # noqa: E402
+from pygpt.convert import convert_checkpoint, evidence, proof  # noqa: E402
 from pygpt.convert.checkpoint import Answer, Question  # noqa: E402
-from pygpt.convert.proof import CLEAR, decide, difference, read_end  # noqa: E402
+from pygpt.convert.evidence import CLEAR, decide, difference  # noqa: E402
+from pygpt.convert.sample_text import read_end  # noqa: E402
 from reference.nanogpt_checkpoint import checkpoint, save, save_meta  # noqa: E402
 
 import pygpt  # noqa: E402
@@ -42,8 +43,13 @@ def test_a_difference_within_its_error_decides_nothing_and_is_called_unclear():
 
 
 def test_what_is_clearly_worse_is_out_even_if_the_rest_is_unclear():
-    answer, sentence = decide(question(A, B, C), series(0.5, 0, 0.0001), "a text")
-    assert answer is B and "does not tell B and C apart" in sentence
+    answer, sentence = decide(question(A, B, C), series(0.5, 0.001, 0), "a text")
+    assert answer is C and "the best of them; UNCLEAR: a text does not tell B and C apart" in sentence
+
+
+def test_an_answer_under_which_nothing_can_be_computed_is_out():
+    (values,) = series(0)
+    assert decide(question(A, B), [np.full(len(values), np.inf), values], "a text")[0] is B
 
 
 def test_a_difference_that_a_little_training_would_turn_round_decides_nothing():
@@ -57,7 +63,9 @@ def test_a_model_that_has_learned_nothing_yet_decides_nothing():
     answer, sentence = decide(question(A, B), tried, "a text", entropy=3.1)
     assert answer is A and "as always; UNCLEAR: the model predicts a text hardly better than frequencies" in sentence
     assert decide(question(A, B), tried, "a text", entropy=4.0)[0] is B
-    assert proof.entropy(np.array([0, 1, 2, 3] * 8)) == pytest.approx(np.log(4))
+    assert evidence.entropy(np.array([0, 1, 2, 3] * 800), 4) == pytest.approx(np.log(4), rel=1e-3)
+    rng = np.random.default_rng(0)  # of ids that are all seen once, frequencies know nothing
+    assert evidence.entropy(rng.permutation(1000)[:100], 1000) > 0.9 * np.log(1000)
 
 
 def test_equal_losses_are_unclear():
@@ -67,7 +75,7 @@ def test_equal_losses_are_unclear():
 
 
 def test_where_no_rule_helps_the_option_is_asked_for():
-    for tried, words in ((None, "no text was at hand"), (series(0, 0.0001), "does not tell A and B apart")):
+    for tried, words in ((None, "it was not tried on text"), (series(0, 0.0001), "does not tell A and B apart")):
         with pytest.raises(pygpt.Error, match=f"{words}.*name it with --letter"):
             decide(question(A, B, has_default=False), tried, "a text")
     assert decide(question(A, B, has_default=False), series(1, 0), "a text")[0] is B
@@ -153,7 +161,7 @@ def test_an_option_leaves_nothing_to_try(tmp_path):
 
 def test_without_proof_the_rule_stands_and_says_so(tmp_path):
     report = convert_checkpoint(letters(tmp_path), proof=False)
-    assert report.proof == proof.Proof(type="")
+    assert report.proof == proof.Proof()
     assert "The GELU is erf, as in nanoGPT since 2023-06-14; not tried on text (--gelu decides)." in report.assumptions
 
 
@@ -195,3 +203,105 @@ def test_a_type_that_cannot_hold_the_numbers_is_left_out(tmp_path):
     report = convert_checkpoint(path, type="f32")
     assert report.proof.costs == [c for c in report.proof.costs if c.type == "f32"]
     assert any(line.startswith("q8_0: ") and "more than q8_0 can" in line for line in report.proof.left_out)
+
+
+# ---- a conversion never fails, and destroys nothing, for the sake of its proof
+
+
+def test_what_was_found_by_itself_is_never_written_over(tmp_path):
+    path = letters(tmp_path)
+    (tmp_path / "ref.py").write_text("GPT = 1")
+    for name in ("input.txt", "meta.pkl"):
+        before = (tmp_path / name).read_bytes()
+        with pytest.raises(pygpt.Error, match="is an input too"):
+            convert_checkpoint(path, tmp_path / name)
+        assert (tmp_path / name).read_bytes() == before
+    with pytest.raises(pygpt.Error, match="is an input too"):
+        convert_checkpoint(path, tmp_path / "ref.py", check=f"{tmp_path / 'ref.py'}:GPT")
+
+
+def test_a_check_that_cannot_be_is_said_before_anything_is_written(tmp_path):
+    path = letters(tmp_path)
+    for spec, match in (("none.py:GPT", "there is no such file"), ("ref.py", "expected a file and a name")):
+        with pytest.raises(pygpt.Error, match=match):
+            convert_checkpoint(path, check=spec)
+    assert not (tmp_path / "ckpt.gguf").exists()
+
+
+def test_fewer_characters_than_predictions_are_enough(tmp_path):
+    save_meta(tmp_path / "meta.pkl", "ACGT")
+    (tmp_path / "input.txt").write_text("ACGT" * 1000)
+    path = save(tmp_path / "ckpt.pt", checkpoint(vocab_size=64))
+    assert len(convert_checkpoint(path).proof.predictions) == 4
+
+
+@pytest.mark.parametrize("data", [b"", b" \n \n", "one".encode("utf-16"), b"\n"])
+def test_a_text_that_says_nothing_gives_way_to_the_one_that_ships(tmp_path, data):
+    path = letters(tmp_path)
+    (tmp_path / "input.txt").write_bytes(data)
+    assert convert_checkpoint(path).proof.text in ("pygpt's English sample", "")
+    assert (tmp_path / "ckpt.gguf").exists()
+
+
+def test_a_text_of_one_line_is_a_text(tmp_path):
+    path = letters(tmp_path)
+    (tmp_path / "input.txt").write_text("".join(chr(33 + i % 64) for i in range(5000)) + "\n")
+    assert convert_checkpoint(path).proof.text == "input.txt"
+
+
+def test_weights_that_no_answer_computes_with_are_converted_and_said(tmp_path):
+    path = letters(tmp_path)
+    value = checkpoint()
+    for name in ("transformer.h.0.mlp.c_proj.weight", "transformer.h.1.mlp.c_proj.weight"):
+        value["model"][name] = torch.full_like(value["model"][name], 3e38)
+    save(path, value)
+    report = convert_checkpoint(path, type="f32")
+    assert (tmp_path / "ckpt.gguf").exists() and report.proof.nats is None
+    assert any("logits are not numbers" in line for line in report.proof.left_out)
+    assert not any(".pygpt-" in line for line in report.proof.left_out)
+
+
+def test_a_model_file_that_only_others_run_is_written_all_the_same(tmp_path):
+    from conftest import write_gguf
+
+    keys = {"general.architecture": "gemma", "gemma.context_length": 8}
+    path = write_gguf(tmp_path / "m.gguf", {"token_embd.weight": np.ones((4, 32))}, keys)
+    report = convert_checkpoint(path, type="q8_0")
+    assert (tmp_path / "m-q8_0.gguf").exists() and report.proof.nats is None and report.proof.left_out
+
+
+def test_trials_are_labelled_with_their_type_and_a_loss_only_where_one_was_measured(tmp_path, monkeypatch):
+    path = letters(tmp_path)
+    weights = sum(w.numel() for w in checkpoint()["model"].values())
+    monkeypatch.setattr(proof, "MEMORY", 2 * weights - 8 * 4 * 64 * 64)  # q8_0 fits, f32 does not
+    report = convert_checkpoint(path, type="f32")
+    assert "nats per token in q8_0:" in str(report) and "loss on" not in str(report)
+    assert report.proof.nats is None and report.proof.tried_in == "q8_0"
+    report = convert_checkpoint(path, type="q4_0")
+    assert "nats per token in q8_0:" in str(report) and "bits per byte in q4_0" in str(report)
+
+
+def test_sizes_of_other_types_are_those_of_their_files(tmp_path):
+    path = letters(tmp_path)
+    costs = {c.type: c.n_bytes for c in convert_checkpoint(path, type="q8_0").proof.costs}
+    assert "q4_0" in costs
+    for type in costs:
+        size = convert_checkpoint(path, tmp_path / f"{type}.gguf", type=type, proof=False).n_bytes
+        assert abs(costs[type] - size) < 2000, type
+
+
+def test_a_closed_terminal_leaves_nothing_behind(tmp_path):
+    import signal
+    import subprocess
+    import sys
+    import time
+
+    path = letters(tmp_path)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        for delay in (0.3, 0.6):
+            run = subprocess.Popen([sys.executable, "-m", "pygpt", "convert", str(path)], stdout=subprocess.DEVNULL)
+            time.sleep(delay)
+            run.send_signal(number)
+            run.wait(timeout=30)
+            left = [p.name for p in tmp_path.iterdir() if p.name.startswith(".pygpt-") or p.suffix == ".part"]
+            assert not left and run.returncode in (0, 128 + number, -number)

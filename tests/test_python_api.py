@@ -541,6 +541,24 @@ def test_a_session_refuses_what_does_not_fit_and_an_empty_start(random_model):
         assert s.length == 10
 
 
+def test_a_session_in_which_a_text_grows_is_not_touched(random_model):
+    with pygpt.Model(random_model()) as model, model.session() as s:
+        stream = s.generate([1], 4, greedy())
+        for call in (
+            lambda: s.feed([2]),
+            lambda: s.rewind(0),
+            lambda: s.length,
+            s.fork,
+            lambda: s.generate([1], 1, greedy()),
+        ):
+            with pytest.raises(pygpt.Error, match="a text is being generated in this session"):
+                call()
+        assert len([id for ids in stream for id in ids]) == 4
+        s.rewind(0)
+        s.generate([1], None, greedy())  # forgotten: nobody will read it
+        assert s.length == 0
+
+
 def test_forks_know_their_tokens(random_model):
     with pygpt.Model(random_model()) as model, model.session() as s:
         s.feed([1, 2, 3])

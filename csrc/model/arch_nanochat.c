@@ -66,10 +66,7 @@ static int read_constants(struct gpt_model *m, struct nanochat *g) {
     const struct hparams *h = &m->h;
     float qk_scale;
     int rc = model_key_float(m, "attention.qk_scale", &qk_scale);
-    if (rc || (rc = model_key_float(m, "final_logit_softcapping", &g->softcap)) ||
-        (rc = model_key_float_if(m, "value_gate_scale", &g->value_gate_scale)) ||
-        (rc = model_key_int_if(m, "backout_layer", 0, h->n_layer - 1, &g->backout_layer)) || (rc = rope_init(&g->rope, m, NULL, 1)))
-        return rc;
+    if (rc || (rc = model_key_float(m, "final_logit_softcapping", &g->softcap)) || (rc = rope_init(&g->rope, m, NULL, 1))) return rc;
     if (!(g->softcap > 0))
         return error_set(GPT_EFORMAT, "%s: nanochat.final_logit_softcapping is %g; expected more than 0; the file is damaged", gguf_path(m->file),
                          (double)g->softcap);
@@ -108,10 +105,12 @@ static int bind_model(struct gpt_model *m, struct nanochat *g) {
     int rc = model_bind(m, table, countof(table), 0, g);
     if (!rc) rc = together(m, "the mix of the first x", !!g->resid_lambdas + !!g->x0_lambdas, 2);
     if (!rc) rc = together(m, "smear", !!g->smear_gate + !!g->smear_lambda, 2);
+    if (!rc && g->backout_lambda) rc = model_key_int(m, "backout_layer", 0, h->n_layer - 1, &g->backout_layer);
     return rc;
 }
 
-static int bind_layer(struct gpt_model *m, struct nanochat_layer *l, int i) {
+static int bind_layer(struct gpt_model *m, struct nanochat *g, int i) {
+    struct nanochat_layer *l = &g->layers[i];
     const struct hparams *h = &m->h;
     const int64_t n_q = (int64_t)h->n_head * h->head_dim, n_kv = (int64_t)h->n_head_kv * h->head_dim;
     char gate[64];
@@ -128,7 +127,8 @@ static int bind_layer(struct gpt_model *m, struct nanochat_layer *l, int i) {
         {"blk.%d.attn_value_gate.weight", BIND_VECTOR, offsetof(struct nanochat_layer, value_gate), l->n_gate, h->n_head_kv, 1},
     };
     int rc = model_bind(m, table, countof(table), i, l);
-    return rc ? rc : together(m, "value embeddings", !!l->value_embd.data + !!l->value_gate, 2);
+    if (!rc) rc = together(m, "value embeddings", !!l->value_embd.data + !!l->value_gate, 2);
+    return rc || !l->value_gate ? rc : model_key_float(m, "value_gate_scale", &g->value_gate_scale);
 }
 
 static int64_t layer_bytes(const struct nanochat_layer *l) {
@@ -145,7 +145,7 @@ static int nanochat_load(struct gpt_model *m) {
     if ((rc = read_constants(m, g)) || (rc = bind_model(m, g))) return rc;
     m->step_bytes = op_weight_bytes(&g->head);
     for (int i = 0; i < h->n_layer && !rc; i++) {
-        rc = bind_layer(m, &g->layers[i], i);
+        rc = bind_layer(m, g, i);
         m->step_bytes += layer_bytes(&g->layers[i]);
     }
     const int64_t n_q = (int64_t)h->n_head * h->head_dim, n_kv = (int64_t)h->n_head_kv * h->head_dim;

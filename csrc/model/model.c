@@ -97,8 +97,9 @@ static int bind_one(struct gpt_model *m, const struct binding *b, int layer, voi
     if (!t && b->optional) return GPT_OK;
     if (!t) return error_set(GPT_EFORMAT, "%s: has no tensor %s; it is incomplete, convert it again", gguf_path(m->file), name);
     if (t->shape[0] != b->n_in || t->shape[1] != b->n_out || t->shape[2] != 1 || t->shape[3] != 1)
-        return error_set(GPT_EFORMAT, "%s: tensor %s has shape (%lld, %lld); expected (%lld, %lld); the file is damaged",
-                         gguf_path(m->file), name, (long long)t->shape[1], (long long)t->shape[0], (long long)b->n_out, (long long)b->n_in);
+        return error_set(GPT_EFORMAT, "%s: tensor %s has shape (%lld, %lld%s); expected (%lld, %lld); the file is damaged",
+                         gguf_path(m->file), name, (long long)t->shape[1], (long long)t->shape[0],
+                         t->shape[2] == 1 && t->shape[3] == 1 ? "" : ", and more", (long long)b->n_out, (long long)b->n_in);
     m->n_bound++;
     void *field = (char *)fields + b->offset;
     if (b->kind == BIND_VECTOR) return bind_vector(m, t, field);

@@ -1,0 +1,93 @@
+"""Decides by losses which of several answers a checkpoint was trained with, or that they do not tell.
+
+Losses are of the same tokens under each answer: their differences are far less noisy than they are themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from pygpt._lib import BadArgument
+
+from .checkpoint import Answer, Question
+
+BLOCK = 32  # neighbouring tokens whose losses are taken as one number: they are alike
+CLEAR = 3.0  # standard errors that a difference must have
+LEAST = 1e-4  # nats per token that it must have: below, a little more training would turn it round
+TRAINED = 0.9  # of a text's entropy: what a model's loss must be below for its evidence to count
+
+
+def difference(values: np.ndarray, others: np.ndarray) -> tuple[float, float]:
+    """(mean, standard error of the mean) of values - others, two series over the same tokens."""
+    by_token = values - others
+    if not np.isfinite(by_token).all():
+        return np.inf, 0.0
+    n = max(2, len(by_token) // BLOCK)
+    means = np.array([part.mean() for part in np.array_split(by_token, n)])
+    return float(by_token.mean()), float(means.std(ddof=1) / np.sqrt(n))
+
+
+def entropy(ids: Sequence[int], n_vocab: int) -> float:
+    """Nats per token that frequencies would cost that are counted on the other tokens of the text.
+
+    What tokens seen once would take (Good and Turing's estimate of the unseen) is shared by the ids not seen.
+    """
+    counts = np.unique(ids, return_counts=True)[1]
+    n, n_once = counts.sum(), int((counts == 1).sum())
+    known = counts[counts > 1]
+    nats = -(known * np.log((known - 1) / (n - 1))).sum()
+    if n_once:
+        nats -= n_once * np.log(n_once / n / max(1, n_vocab - len(counts) + 1))
+    return float(nats / n)
+
+
+def decide(
+    question: Question, tried: list[np.ndarray] | None, text: str, entropy: float = np.inf
+) -> tuple[Answer, str]:
+    """The answer that is taken, and the sentence that says why. The first stands unless another is clearly better.
+
+    tried: the losses under each answer; None if there are none. entropy: of the text, in nats per token: a model that
+    is hardly below it has learned nothing yet that could speak for an answer. Raises BadArgument, which names the
+    option, where there is no default and nothing decides.
+    """
+    first = question.answers[0]
+    if tried is None:
+        if not question.has_default:
+            raise undecided(question, "it was not tried on text")
+        return first, f"{_is(question, first)}, {question.why}; not tried on text ({question.option} decides)."
+    best = min(tried, key=np.mean)
+    behind = {answer.name: difference(found, best) for answer, found in zip(question.answers, tried, strict=True)}
+    is_trained = best.mean() < TRAINED * entropy
+    left = [answer for answer in question.answers if not (is_trained and _is_clear(*behind[answer.name]))]
+    if len(left) == 1:
+        return left[0], f"{_is(question, left[0])}{_margin(left[0], behind, text)}."
+    unclear = f"{text} does not tell {' and '.join(answer.name for answer in left)} apart"
+    if not is_trained:
+        unclear = f"the model predicts {text} hardly better than frequencies of tokens would"
+    if not question.has_default:
+        raise undecided(question, unclear)
+    taken = first if first in left else min(left, key=lambda answer: behind[answer.name][0])
+    why = question.why if taken is first else "the best of them"
+    return taken, f"{_is(question, taken)}, {why}; UNCLEAR: {unclear} ({question.option} decides)."
+
+
+def undecided(question: Question, why: str) -> BadArgument:
+    return BadArgument(f"{question.topic} is not in the checkpoint, and {why}: name it with {question.option}")
+
+
+def _margin(taken: Answer, behind: dict[str, tuple[float, float]], text: str) -> str:
+    others = [name for name in behind if name != taken.name]
+    if not others:
+        return ""
+    nearest = min(others, key=lambda name: behind[name][0])
+    return f": {behind[nearest][0]:.2g} nats per token better than {nearest} on {text}"
+
+
+def _is(question: Question, answer: Answer) -> str:
+    return f"{question.topic[0].upper()}{question.topic[1:]} is {answer.name}"
+
+
+def _is_clear(behind: float, error: float) -> bool:
+    return behind > max(CLEAR * error, LEAST)
