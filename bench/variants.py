@@ -153,7 +153,7 @@ def main() -> int:
         "# What checkpoints do not say, found out",
         "",
         f"Each model was trained for {o.minutes:g} minutes on examples/shakespeare and converted without a hint "
-        "(`make variants`). Losses are nats per token on the end of the text, which training left out; behind them how",
+        "(`make variants`). Losses are nats per token on the begin of the text; behind them how",
         "much worse than the best, with the standard error of the difference. Clear is more than three of these.",
         "",
         "| trained as | tried | loss | behind the best | |",

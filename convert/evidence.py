@@ -16,7 +16,7 @@ from .checkpoint import Answer, Question
 BLOCK = 32  # neighbouring tokens whose losses are taken as one number: they are alike
 CLEAR = 3.0  # standard errors that a difference must have
 LEAST = 1e-4  # nats per token that it must have: below, a little more training would turn it round
-TRAINED = 0.9  # of a text's entropy: what a model's loss must be below for its evidence to count
+TRAINED = 0.7  # of a text's entropy: what a model's loss must be below for its evidence to count
 
 
 def difference(values: np.ndarray, others: np.ndarray) -> tuple[float, float]:
