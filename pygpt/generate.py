@@ -89,7 +89,7 @@ class Model(IdModel):
         if len(banned) == self.info.n_vocab:
             raise BadFormat(f"{self.path}: its vocabulary has no text for any id; convert the checkpoint again")
         source = self.generate_ids(tokens, max_tokens, sampling, banned, tokenizer.stop_ids())
-        return Generation(source, tokenizer.stream(), stops)
+        return Generation(source, tokenizer.stream(tokens), stops)
 
     def complete(self, prompt: str | Iterable[int] = "", max_tokens: int | None = 500, **settings: Any) -> str:
         """What generate yields, whole."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import codecs
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from os import PathLike
 from typing import Any, ClassVar
@@ -115,8 +115,8 @@ class Tokenizer:
         """The text of ids. Bytes that are no UTF-8 become U+FFFD; control tokens are spelled out."""
         return b"".join(map(self.token_bytes, ids)).decode("utf-8", "replace")
 
-    def stream(self) -> TextStream:
-        """A decoder for ids that come one after the other."""
+    def stream(self, after: Sequence[int] | None = None) -> TextStream:
+        """A decoder for ids that come one after the other. after: those that they follow, if that is known."""
         return TextStream(self.token_bytes)
 
     def token_bytes(self, id: int) -> bytes:
@@ -320,6 +320,11 @@ class SentencePieceTokenizer(PieceTokenizer):
             at_start = self._add_prefix and not is_text
         return b"".join(pieces).decode("utf-8", "replace")
 
+    def stream(self, after: Sequence[int] | None = None) -> TextStream:
+        """The same, without the space before a text that begins here."""
+        begins = after is not None and not (after and self._is_text(after[-1]))
+        return TextStream(self.token_bytes, drops_space=self._add_prefix and begins)
+
     def token_bytes(self, id: int) -> bytes:
         token = self._vocabulary.tokens[self._checked(id)]
         if id in self._encoder.bytes:
@@ -340,15 +345,21 @@ class SentencePieceTokenizer(PieceTokenizer):
 
 
 class TextStream:
-    """Ids in, complete characters out: bytes wait until the character that they belong to is whole."""
+    """Ids in, complete characters out: bytes wait until the character that they belong to is whole.
 
-    def __init__(self, token_bytes: Callable[[int], bytes]) -> None:
-        self._token_bytes = token_bytes
+    drops_space: one at the very begin is no part of the text.
+    """
+
+    def __init__(self, token_bytes: Callable[[int], bytes], drops_space: bool = False) -> None:
+        self._token_bytes, self._drops_space = token_bytes, drops_space
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def feed(self, ids: Iterable[int]) -> str:
         """The characters that these ids complete; those that are no UTF-8 are U+FFFD."""
-        return self._decoder.decode(b"".join(map(self._token_bytes, ids)))
+        data = b"".join(map(self._token_bytes, ids))
+        if self._drops_space and data:
+            data, self._drops_space = data.removeprefix(b" "), False
+        return self._decoder.decode(data)
 
     def finish(self) -> str:
         """What is left at the end: nothing, or U+FFFD for a character that never became whole."""

@@ -378,3 +378,16 @@ def test_tokens_that_users_defined_are_not_cut(tmp_path):
     ids = tokenizer.encode("one<user>two  three")
     assert ids == [*plain.encode("one"), n, *plain.encode("two"), n + 1, *plain.encode("three")]
     assert tokenizer.decode(ids) == "one<user>two  three"
+
+
+def test_a_stream_that_begins_a_text_leaves_out_the_space_before_it():
+    """As decode does, and run.c of llama2.c: not behind a prompt, where the space is between two words."""
+    t = pygpt.Tokenizer.from_keys(sentencepiece_keys()[1])
+    bos, words = 1, t.encode("one two", add_special=False)
+    for after, text in (([bos], "one two"), ([], "one two"), (None, " one two"), (words, " one two")):
+        stream = t.stream(after)
+        assert "".join(stream.feed([id]) for id in words) + stream.finish() == text, after
+    stream = t.stream([bos])  # only the first
+    assert "".join(stream.feed([id]) for id in [*words, *words]) == "one two one two"
+    plain = pygpt.Tokenizer.from_keys(sentencepiece_keys(add_dummy_prefix=False)[1])
+    assert plain.stream([bos]).feed(plain.encode(" x", add_special=False)) == " x"
