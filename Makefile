@@ -19,7 +19,7 @@ help:
 	@echo "make test     set up what the tests need, run them all"
 	@echo "make check    every kernel of every instruction set against scalar C, here and for arm64"
 	@echo "make bench    every claimed speed in one run, against llama.cpp and the machine's limits"
-	@echo "make variants trains a model per ambiguity of checkpoints and shows what the converter finds out; half an hour"
+	@echo "make variants trains a model per ambiguity of checkpoints and shows what the converter finds out; 40 minutes"
 	@echo "make asan     the C tests under AddressSanitizer and UndefinedBehaviorSanitizer"
 	@echo "make tsan     threads under ThreadSanitizer"
 	@echo "make fuzz     20,000 damaged model files under both sanitizers, 5,000 damaged checkpoints; FUZZ_SEED=N"
