@@ -104,8 +104,9 @@ compile: | tools
 test: check asan lint pytest
 	@echo "all tests passed"
 
+# Each instruction set that this processor has, side by side.
 check: compile check-arm64
-	build/native/check
+	build/native/check --list | sed -n 's/^matmul_.*_//p' | sort -u | xargs -P $(JOBS) -n 1 build/native/check --isa
 
 # Sets up a cross compiler and an emulator where it may; says so where it may not.
 check-arm64: | tools

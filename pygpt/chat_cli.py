@@ -7,8 +7,9 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from time import monotonic
 from typing import Any
 
@@ -101,10 +102,13 @@ class Dialog:
             )
         shown = ""
         try:
-            for piece in answer:
-                piece = piece if shown else piece.lstrip()
-                shown = piece or shown
-                self.write(piece)
+            with interrupts() as asked:
+                for piece in answer:
+                    piece = piece if shown else piece.lstrip()
+                    shown = piece or shown
+                    self.write(piece)
+                    if asked:
+                        raise KeyboardInterrupt
         except KeyboardInterrupt:
             answer.close()
             self.interrupt()
@@ -166,6 +170,26 @@ COMMANDS: dict[str, tuple[Callable[[Dialog, str], None], str, str]] = {
     "/load": (Dialog.load, "FILE", "goes on with a conversation that was saved"),
     "/exit": (Dialog.leave, "", "leaves, as Ctrl-D does"),
 }
+
+
+@contextlib.contextmanager
+def interrupts() -> Iterator[list[int]]:
+    """What Ctrl-C asked for meanwhile. It raises KeyboardInterrupt too, which is lost where Python frees an object."""
+    asked: list[int] = []
+    before = signal.getsignal(signal.SIGINT)
+
+    def interrupt(number: int, frame: Any) -> None:
+        asked.append(number)
+        raise KeyboardInterrupt
+
+    if before is not signal.default_int_handler:  # somebody else's, or none
+        yield asked
+        return
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def stats(answer: Any) -> str:

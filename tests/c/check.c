@@ -1575,7 +1575,8 @@ static int kernel_run(enum action action, const struct kernel *kernel, const str
 
 static void isa_run(enum action action, int isa) {
     int count = 0, not_wanted = 0, failed = n_failed;
-    if (action != LIST && isas[isa].needs & ~cpu_features()) {
+    if (isas[isa].needs & ~cpu_features()) {
+        if (action == LIST) return;                      /* what can be run here */
         printf("%-12s not available on this processor%s\n", isas[isa].name, isa_only ? ": nothing was checked" : "");
         if (isa_only) n_failed++;
         return;
@@ -1625,7 +1626,8 @@ int main(int argc, char **argv) {
     arenas_map();
     crashes_catch();
     if (action != LIST) printf("seed %llu%s\n", (unsigned long long)seed, quick ? ", quick" : "");
-    for (size_t i = 0; !isa_only && i < countof(plain); i++) {
+    int with_plain = !isa_only || strcmp(isa_only, isas[0].name) == 0;          /* no instruction set changes them: with the first */
+    for (size_t i = 0; with_plain && i < countof(plain); i++) {
         if (!wanted(plain[i].name)) continue;
         if (action == LIST) printf("%s\n", plain[i].name);
         else plain_run(i);
