@@ -15,8 +15,9 @@ from .checkpoint import Answer, Question
 
 BLOCK = 32  # neighbouring tokens whose losses are taken as one number: they are alike
 CLEAR = 3.0  # standard errors that a difference must have
-LEAST = 1e-4  # nats per token that it must have: below, a little more training would turn it round
-TRAINED = 0.7  # of a text's entropy: what a model's loss must be below for its evidence to count
+# Nats per token that it must have too, for a model whose loss is below so much of the text's entropy: of less, a little
+# more training might turn it round. Of a model above them all nothing is clear.
+LEAST = ((0.7, 1e-4), (0.9, 0.05))
 
 
 def difference(values: np.ndarray, others: np.ndarray) -> tuple[float, float]:
@@ -59,12 +60,13 @@ def decide(
         return first, f"{_is(question, first)}, {question.why}; not tried on text ({question.option} decides)."
     best = min(tried, key=np.mean)
     behind = {answer.name: difference(found, best) for answer, found in zip(question.answers, tried, strict=True)}
-    is_trained = best.mean() < TRAINED * entropy
-    left = [answer for answer in question.answers if not (is_trained and _is_clear(*behind[answer.name]))]
+    least = next((least for part, least in LEAST if best.mean() < part * entropy), np.inf)
+    is_out = {name: gap > max(CLEAR * error, least) for name, (gap, error) in behind.items()}
+    left = [answer for answer in question.answers if not is_out[answer.name]]
     if len(left) == 1:
         return left[0], f"{_is(question, left[0])}{_margin(left[0], behind, text)}."
     unclear = f"{text} does not tell {' and '.join(answer.name for answer in left)} apart"
-    if not is_trained:
+    if least == np.inf:
         unclear = f"the model predicts {text} hardly better than frequencies of tokens would"
     if not question.has_default:
         raise undecided(question, unclear)
@@ -87,7 +89,3 @@ def _margin(taken: Answer, behind: dict[str, tuple[float, float]], text: str) ->
 
 def _is(question: Question, answer: Answer) -> str:
     return f"{question.topic[0].upper()}{question.topic[1:]} is {answer.name}"
-
-
-def _is_clear(behind: float, error: float) -> bool:
-    return behind > max(CLEAR * error, LEAST)

@@ -60,9 +60,12 @@ def test_a_difference_that_a_little_training_would_turn_round_decides_nothing():
 
 def test_a_model_that_has_learned_nothing_yet_decides_nothing():
     tried = series(0.1, 0)
-    answer, sentence = decide(question(A, B), tried, "a text", entropy=4.0)
+    answer, sentence = decide(question(A, B), tried, "a text", entropy=3.2)
     assert answer is A and "as always; UNCLEAR: the model predicts a text hardly better than frequencies" in sentence
     assert decide(question(A, B), tried, "a text", entropy=4.5)[0] is B
+    assert decide(question(A, B), tried, "a text", entropy=3.6)[0] is B  # by 0.1 nats
+    assert decide(question(A, B), series(0.045, 0), "a text", entropy=3.6)[0] is A  # by 0.045: it may yet turn round
+    assert decide(question(A, B), series(0.045, 0), "a text", entropy=4.5)[0] is B
     assert evidence.entropy(np.array([0, 1, 2, 3] * 800), 4) == pytest.approx(np.log(4), rel=1e-3)
     rng = np.random.default_rng(0)  # of ids that are all seen once, frequencies know nothing
     assert evidence.entropy(rng.permutation(1000)[:100], 1000) > 0.9 * np.log(1000)
