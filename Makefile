@@ -11,7 +11,7 @@ SOURCES := $(wildcard csrc/*.c csrc/*/*.c)
 HEADERS := $(wildcard csrc/*.h csrc/*/*.h csrc/*/*.inc)
 PROGRAMS := $(basename $(notdir $(wildcard tests/c/*.c)))
 
-.PHONY: help run test check check-arm64 compile lint pytest bench variants asan tsan fuzz wheel clean tools
+.PHONY: help run test check check-arm64 compile lint pytest bench peer variants asan tsan fuzz wheel clean tools
 .DEFAULT_GOAL := help
 
 help:
@@ -19,6 +19,7 @@ help:
 	@echo "make test     set up what the tests need, run them all"
 	@echo "make check    every kernel of every instruction set against scalar C, here and for arm64"
 	@echo "make bench    every claimed speed in one run, against llama.cpp and the machine's limits"
+	@echo "make peer     llama.cpp, which is built for it, computes the same from the files that it knows"
 	@echo "make variants trains a model per ambiguity of checkpoints and shows what the converter finds out; 40 minutes"
 	@echo "make asan     the C tests under AddressSanitizer and UndefinedBehaviorSanitizer"
 	@echo "make tsan     threads under ThreadSanitizer"
@@ -56,6 +57,10 @@ run: .venv/run.stamp
 
 bench: .venv/run.stamp .venv/test.stamp build/native/pool_test
 	.venv/bin/python bench/run.py
+
+peer: .venv/run.stamp .venv/test.stamp
+	PYGPT_PEER="$$(cd bench && ../.venv/bin/python -c 'from peer import peer_python; print(peer_python())' | tail -n 1)" \
+	  .venv/bin/pytest -q tests/test_peer.py
 
 variants: .venv/run.stamp .venv/test.stamp
 	.venv/bin/python bench/variants.py

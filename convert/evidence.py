@@ -61,7 +61,7 @@ def decide(
     best = min(tried, key=np.mean)
     behind = {answer.name: difference(found, best) for answer, found in zip(question.answers, tried, strict=True)}
     least = next((least for part, least in LEAST if best.mean() < part * entropy), np.inf)
-    is_out = {name: gap > max(CLEAR * error, least) for name, (gap, error) in behind.items()}
+    is_out = {name: gap == np.inf or gap > max(CLEAR * error, least) for name, (gap, error) in behind.items()}
     left = [answer for answer in question.answers if not is_out[answer.name]]
     if len(left) == 1:
         return left[0], f"{_is(question, left[0])}{_margin(left[0], behind, text)}."

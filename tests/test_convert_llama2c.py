@@ -765,17 +765,3 @@ def test_export_to_hugging_face_is_converted(tmp_path):
         with pygpt.Model(report.path) as own:
             assert np.abs(own.logits(ids) - model.logits(ids)).max() < F32
     shutil.rmtree(folder)
-
-
-@pytest.mark.parametrize("shape", list(SHAPES)[:2])
-def test_llama_cpp_runs_the_file_too(tmp_path, shape):
-    llama_cpp = pytest.importorskip("llama_cpp", reason="it is the other engine: pip install llama-cpp-python")
-    model = random_model(SHAPES[shape])
-    _, report = converted(tmp_path, checkpoint(model))
-    f32 = llama_cpp.GGML_TYPE_F32  # its cache has half of the bits otherwise
-    other = llama_cpp.Llama(report.path, n_ctx=32, logits_all=True, type_k=f32, type_v=f32, verbose=False)
-    for text in TEXTS:
-        if text:  # the package's tokenize wants one
-            assert other.tokenize(text.encode(), add_bos=True, special=False) == twin.run_c_encode(BIN, text), text
-    other.eval(some_ids())
-    assert np.abs(np.array(other.scores[: len(some_ids())]) - model.logits(some_ids())).max() < 2e-3

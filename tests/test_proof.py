@@ -49,7 +49,8 @@ def test_what_is_clearly_worse_is_out_even_if_the_rest_is_unclear():
 
 def test_an_answer_under_which_nothing_can_be_computed_is_out():
     (values,) = series(0)
-    assert decide(question(A, B), [np.full(len(values), np.inf), values], "a text")[0] is B
+    for entropy in (np.inf, 0.0):  # however little the model has learned
+        assert decide(question(A, B), [np.full(len(values), np.inf), values], "a text", entropy)[0] is B
 
 
 def test_a_difference_that_a_little_training_would_turn_round_decides_nothing():
