@@ -143,13 +143,15 @@ def find_file(src: str) -> str:
 
 
 def load(source: Input, options: Options) -> Checkpoint:
-    from . import fingerprints
+    from . import fingerprints, vocabularies
 
     try:
         for module_name in SOURCES.values():
             module = import_module("." + module_name, __name__)
             if module.recognise(source):
-                return module.load(source, options)
+                checkpoint = module.load(source, options)
+                vocabularies.with_sample(checkpoint.vocabulary, source.path, None)  # whatever the source looked for
+                return checkpoint
         kind = fingerprints.by_bytes(source.path) or fingerprints.by_content(source)
     except (Unsupported, NotFound, Unreadable):
         raise

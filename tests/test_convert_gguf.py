@@ -35,6 +35,11 @@ def test_what_its_type_costs_is_measured_on_text(model):
     assert abs(costs["q8_0"]) < abs(costs["q4_0"]) and [c.type for c in report.proof.costs if c.is_written] == ["q4_0"]
 
 
+def test_a_text_beside_any_checkpoint_is_what_it_is_tried_on(model):
+    (model.parent / "input.txt").write_text("the quick brown fox jumps over the lazy dog.\n" * 50)
+    assert convert_checkpoint(model).proof.text == "input.txt"
+
+
 def test_float32_loses_nothing(model, tmp_path):
     report = convert_checkpoint(model, tmp_path / "again.gguf", type="f32")
     with pygpt.Model(model) as a, pygpt.Model(report.path) as b:
