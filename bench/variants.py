@@ -1,6 +1,8 @@
 """make variants: does the converter find out what checkpoints do not say? Into bench/variants.md.
 
-    python bench/variants.py [--minutes 3] [--only PATTERN]         --only renews some rows of the page
+    python bench/variants.py [--minutes 3] [--only PATTERN] [--models FOLDER]
+
+--only renews some rows of the page; --models keeps what is trained, and takes what is there already.
 
 For each pair of equal names and different arithmetic a model is trained on the shipped Shakespeare with each of the
 two, then converted without a hint. Right is the variant that it was trained with, or UNCLEAR where losses do not tell.
@@ -10,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import fnmatch
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable
@@ -115,14 +118,24 @@ CASES = (
 )
 
 
-def run(case: Case, minutes: float) -> list[str]:
-    """Rows of the table: one per candidate."""
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+def trained(case: Case, minutes: float, models: Path) -> Path:
+    """The checkpoint, in a folder of its own beside the text."""
+    folder = models / f"{case.name}, {minutes:g} minutes".replace(", ", "-").replace(" ", "-")
+    if not (folder / "path").exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
         (folder / "input.txt").write_text(TEXT, encoding="utf-8")
         path = case.make(folder, 60 * minutes)
+        (folder / "path").write_text(str(path.relative_to(folder)), encoding="utf-8")
+    return folder / (folder / "path").read_text(encoding="utf-8")
+
+
+def run(case: Case, minutes: float, models: Path | None) -> list[str]:
+    """Rows of the table: one per candidate."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = trained(case, minutes, models or Path(folder))
         try:
-            report = convert_checkpoint(path, folder / "out.gguf", type="f32")
+            report = convert_checkpoint(path, Path(folder) / "out.gguf", type="f32")
         except Error as error:  # it asks instead of guessing
             return [f"| {case.name} | {minutes:g} | | | | {str(error).partition(': ')[0]} |"]
     taken = next(t for t in report.proof.trials if t.is_taken)
@@ -152,6 +165,7 @@ def main() -> int:
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     p.add_argument("--minutes", type=float, default=3.0, help="of training per model (default 3)")
     p.add_argument("--only", default="*", help="names to run, with * and ?")
+    p.add_argument("--models", type=Path, help="a folder for the trained models")
     p.add_argument("--out", type=Path, default=ROOT / "bench/variants.md")
     o = p.parse_args()
     known = o.out.read_text(encoding="utf-8").splitlines() if o.out.exists() else []
@@ -159,7 +173,7 @@ def main() -> int:
     lines: list[str] = []
     for case in CASES:
         if fnmatch.fnmatch(case.name, o.only):
-            rows[case.name] = run(case, o.minutes)
+            rows[case.name] = run(case, o.minutes, o.models)
             print("\n".join(rows[case.name]), flush=True)
             lines = [row for case in CASES for row in rows[case.name]]
             o.out.write_text(HEAD + "\n".join([*lines, ""]), encoding="utf-8")

@@ -148,6 +148,7 @@ class Answer:
 
     name: str
     keys: dict[str, Any]
+    options: dict[str, Any] = field(default_factory=dict)  # option: its value, where there are several
 
 
 @dataclass
@@ -160,6 +161,11 @@ class Question:
     answers: list[Answer]  # the likeliest first
     why: str  # the first one is: "as in the lecture's code since 2023-01-27"
     has_default: bool = True  # False: where text decides nothing, the option must
+
+    def option_between(self, answers: list[Answer]) -> str:
+        """The option that tells most of these answers apart."""
+        options = answers[0].options
+        return max(options, key=lambda name: len({answer.options[name] for answer in answers}), default=self.option)
 
 
 @dataclass

@@ -1,6 +1,8 @@
 """Decides by losses which of several answers a checkpoint was trained with, or that they do not tell.
 
-Losses are of the same tokens under each answer: their differences are far less noisy than they are themselves.
+Losses are of the same tokens under each answer: their differences are far less noisy than they are themselves. Each
+answer is taken at the temperature that suits it: a model that ought to be more sure of itself, as most that were not
+trained to the end, would gain from whatever sharpens its logits, right or wrong.
 """
 
 from __future__ import annotations
@@ -18,6 +20,35 @@ CLEAR = 3.0  # standard errors that a difference must have
 # Nats per token that it must have too, for a model whose loss is below so much of the text's entropy: of less, a little
 # more training might turn it round. Of a model above them all nothing is clear.
 LEAST = ((0.7, 1e-4), (0.9, 0.05))
+
+
+FACTORS = np.linspace(0.8, 1.25, 451)  # of all logits: one over the temperature
+
+
+def loss_curve(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """Nats of each of targets [n] under logits [n, n_vocab], and how a factor of all logits changes them: [4, n], the
+    first three derivatives by it at 1. Those of log sum exp are the cumulants of the logits under the prediction."""
+    z = logits - logits.max(axis=1, keepdims=True)
+    chosen = z[np.arange(len(targets)), targets].astype(np.float64)
+    p = np.exp(z)
+    total = p.sum(axis=1, dtype=np.float64)
+    p /= total[:, None]
+    mean = np.einsum("ij,ij->i", p, z, dtype=np.float64)
+    z -= mean[:, None]
+    p *= z
+    p *= z
+    variance = p.sum(axis=1, dtype=np.float64)
+    p *= z
+    return np.stack([np.log(total) - chosen, mean - chosen, variance, p.sum(axis=1, dtype=np.float64)])
+
+
+def at_best_temperature(curve: np.ndarray) -> np.ndarray:
+    """The losses [n] under the factor that makes their mean least."""
+    if not np.isfinite(curve).all():
+        return curve[0]
+    x = FACTORS[:, None] - 1
+    terms = np.hstack([np.ones_like(x), x, x**2 / 2, x**3 / 6])
+    return terms[np.argmin(terms @ curve.mean(axis=1))] @ curve
 
 
 def difference(values: np.ndarray, others: np.ndarray) -> tuple[float, float]:
@@ -57,7 +88,8 @@ def decide(
     if tried is None:
         if not question.has_default:
             raise undecided(question, "it was not tried on text")
-        return first, f"{_is(question, first)}, {question.why}; not tried on text ({question.option} decides)."
+        option = question.option_between(question.answers)
+        return first, f"{_is(question, first)}, {question.why}; not tried on text ({option} decides)."
     best = min(tried, key=np.mean)
     behind = {answer.name: difference(found, best) for answer, found in zip(question.answers, tried, strict=True)}
     least = next((least for part, least in LEAST if best.mean() < part * entropy), np.inf)
@@ -72,7 +104,7 @@ def decide(
         raise undecided(question, unclear)
     taken = first if first in left else min(left, key=lambda answer: behind[answer.name][0])
     why = question.why if taken is first else "the best of them"
-    return taken, f"{_is(question, taken)}, {why}; UNCLEAR: {unclear} ({question.option} decides)."
+    return taken, f"{_is(question, taken)}, {why}; UNCLEAR: {unclear} ({question.option_between(left)} decides)."
 
 
 def undecided(question: Question, why: str) -> BadArgument:

@@ -233,6 +233,7 @@ def read_pattern(settings: Mapping[str, Any], where: str) -> str:
 class Constants:
     """What is in no file. A name that an option has is that option's."""
 
+    when: str  # nanochat had them
     rope_base: float
     qk_scale: float
     softcap: float
@@ -261,10 +262,10 @@ def tiled(part: int) -> Callable[[int], int]:
     return lambda n_ctx: -(-n_ctx // (128 * part)) * 128
 
 
-EARLY = Constants(10000.0, 1.0, 15.0, 2.0, lambda n_ctx: n_ctx // 2)
-CAPPED_AT_20 = replace(EARLY, softcap=20.0)  # 2026-03-02 to 03-08
-MARCH_9 = Constants(100000.0, 1.15, 15.0, 3.0, tiled(3))
-MARCH_14 = Constants(100000.0, 1.2, 15.0, 3.0, tiled(4))
+EARLY = Constants("before 2026-03-02", 10000.0, 1.0, 15.0, 2.0, lambda n_ctx: n_ctx // 2)
+CAPPED_AT_20 = replace(EARLY, when="from 2026-03-02 to 03-08", softcap=20.0)
+MARCH_9 = Constants("from 2026-03-09 to 03-13", 100000.0, 1.15, 15.0, 3.0, tiled(3))
+MARCH_14 = Constants("since 2026-03-14", 100000.0, 1.2, 15.0, 3.0, tiled(4))
 ALL = (EARLY, CAPPED_AT_20, MARCH_9, MARCH_14)
 
 
@@ -387,20 +388,39 @@ def settle_constants(
     """Keys of the constants, or the question what they are; and sentences about what is settled."""
     given = read_options(options)
     said = [f"{OPTIONS[name]} is {value:.10g}, as the option says." for name, value in given.items()]
-    constants, why = likely(generation, {} if "softcap" in given else meta)
-    others = ALL if generation.lambdas and len(given) < len(OPTIONS) else ()
+    own, why = likely(generation, {} if "softcap" in given else meta)
     has_gates = generation.gate_width is not None
-    candidates = unique([replace(c, **given) for c in (constants, *others)], s, has_gates)
-    keys = [c.keys(s, has_gates) for c in candidates]
-    if len(candidates) == 1:
-        rest = [text for name, text in describe(constants, s, has_gates).items() if name not in given]
+    agreeing = agree([own, *(ALL if generation.lambdas else ())], given)
+    if agreeing[0].when != own.when:
+        why = f"as nanochat had it {agreeing[0].when}, which agrees with what was named"
+    candidates = unique(agreeing, s, has_gates)
+    left = [name for name in OPTIONS if name not in given]
+    if len(candidates) == 1 or not left:
+        rest = [text for name, text in describe(candidates[0], s, has_gates).items() if name not in given]
         if rest:
-            said.append(f"As in nanochat's code of {generation.period}, whose tensors these are: {', '.join(rest)}.")
-        return keys[0], [], said
+            said.append(f"{why[0].upper()}{why[1:]}: {', '.join(rest)}.")
+        return candidates[0].keys(s, has_gates), [], said
     names = tell_apart([describe(c, s, has_gates) for c in candidates])
-    answers = [Answer(name, its_keys) for name, its_keys in zip(names, keys, strict=True)]
-    option = next("--" + name.replace("_", "-") for name in OPTIONS if name not in given)
-    return {}, [Question(TOPIC, option, answers, why)], said
+    answers = [
+        Answer(name, c.keys(s, has_gates), {flag(option): getattr(c, option) for option in left})
+        for name, c in zip(names, candidates, strict=True)
+    ]
+    return {}, [Question(TOPIC, flag(left[0]), answers, why)], said
+
+
+def flag(name: str) -> str:
+    """An option as it is typed."""
+    return "--" + name.replace("_", "-")
+
+
+def agree(sets: list[Constants], given: dict[str, float]) -> list[Constants]:
+    """The sets that have what was named. What none of them has is put into all; what none has together, into the
+    first."""
+    for name, value in given.items():
+        if all(getattr(c, name) != value for c in sets):
+            sets = [replace(c, **{name: value}) for c in sets]
+    found = [c for c in sets if all(getattr(c, name) == value for name, value in given.items())]
+    return found or [replace(sets[0], **given)]
 
 
 def read_options(options: Options) -> dict[str, float]:
@@ -409,7 +429,7 @@ def read_options(options: Options) -> dict[str, float]:
         least = 1 if name == "rope_base" else 1e-30
         if type(value) not in (int, float) or not least < value < 1e30:
             limit = "above 1" if name == "rope_base" else "above 0"
-            raise BadArgument(f"--{name.replace('_', '-')} must be a number {limit}, and {value!r} is not")
+            raise BadArgument(f"{flag(name)} must be a number {limit}, and {value!r} is not")
     return {name: float(value) for name, value in given.items()}
 
 

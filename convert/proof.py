@@ -19,13 +19,13 @@ import gguf
 import numpy as np
 
 from pygpt._lib import BadFormat, Error, Unsupported
-from pygpt.measure import WINDOW, NotNumbers, losses, n_text_bytes
+from pygpt.measure import WINDOW, NotNumbers, losses, n_text_bytes, nats
 from pygpt.model import IdModel
 from pygpt.tokenizer import Tokenizer
 
 from . import mixtures
 from .checkpoint import Answer, Checkpoint, Input, Options, Question, Vocabulary
-from .evidence import decide, difference, entropy
+from .evidence import at_best_temperature, decide, difference, entropy, loss_curve
 from .report import Cost, Proof, Trial
 from .sample_text import Text, find_text
 from .unpickle import Stub
@@ -34,10 +34,13 @@ from .writer import DiskFull, write
 TYPES = ("q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_0")  # whose costs are shown, beside the one that was asked for
 WORK = 1e11  # multiply-adds per evaluation: about a second
 TOKENS = (1024, 8192)  # per evaluation, at least and at most
+TRIAL_TOKENS = (1024, 32768)  # where answers are compared, which may differ by little
 FEWEST = 256  # tokens that say anything
 MEMORY = 150 << 20  # a file that is evaluated, beside twice the largest tensor: more is not spent unasked
 CHECKED = 128  # tokens whose logits are compared with those of a user's module
 LINE = 60  # characters of a text that predictions are shown after
+
+Loss = Callable[[np.ndarray, np.ndarray], np.ndarray]  # of logits [n, n_vocab] and the ids [n] that followed
 
 USUAL_NAMES = (  # what constructors call it, GGUF's key
     ("n_layer", "block_count"),
@@ -72,15 +75,25 @@ class Prover:
 
     @cached_property
     def ids(self) -> array:
-        """The text; empty if it holds too few tokens that the model knows."""
-        n_tokens = int(min(max(WORK / max(1, self.checkpoint.n_params), TOKENS[0]), TOKENS[1]))
+        """Of the text, for what types cost; empty if it holds too few tokens that the model knows."""
+        ids = self.trial_ids[: self._affordable(TOKENS) + 1]
+        self.proof.n_tokens = max(0, len(ids) - 1)
+        return ids
+
+    def _affordable(self, limits: tuple[int, int]) -> int:
+        return int(min(max(WORK / max(1, self.checkpoint.n_params), limits[0]), limits[1]))
+
+    @cached_property
+    def trial_ids(self) -> array:
+        """Of the text, for comparing answers: those above and more."""
+        n_tokens = self._affordable(TRIAL_TOKENS)
         try:
             ids = array("i", self.tokenizer.encode(self.text.text, unknown="skip")[: n_tokens + 1])
         except Error as error:  # of a model file without a vocabulary, or with one that is not known here
             self._leave_out(f"it is not tried on text: {error}")
             return array("i")
         if len(ids) > FEWEST:
-            self.proof.text, self.proof.n_tokens = self.text.name, len(ids) - 1
+            self.proof.text = self.text.name
             return ids
         self._leave_out(f"{self.text.name} holds only {len(ids)} tokens that the model knows; name a text with --text")
         return array("i")
@@ -96,10 +109,15 @@ class Prover:
             type = None
         said = []
         for question in self.checkpoint.questions:
-            tried = self._try(question, type) if type else None
-            plain = entropy(self.ids[1:], self.tokenizer.n_vocab) if tried else 0.0
+            curves = self._try(question, type) if type else None
+            tried = [at_best_temperature(curve) for curve in curves] if curves else None
+            plain = entropy(self.trial_ids[1:], self.tokenizer.n_vocab) if tried else 0.0
             answer, sentence = decide(question, tried, self.text.name, plain)
-            self._keep(question, tried, answer, type)
+            if curves and tried:
+                self._show(question, tried, answer)
+                self.proof.tried_in, self.proof.n_tried = type or "", len(self.trial_ids) - 1
+                if type == "f32":
+                    self.reference = curves[question.answers.index(answer)][0, : self.proof.n_tokens]
             said.append(sentence)
             self.checkpoint = replace(self.checkpoint, keys=self.checkpoint.keys | answer.keys)
         self.checkpoint = replace(self.checkpoint, questions=[], assumptions=said + self.checkpoint.assumptions)
@@ -109,32 +127,27 @@ class Prover:
         return self.checkpoint
 
     def _try(self, question: Question, type: str) -> list[np.ndarray] | None:
-        """The losses under each answer; None if nothing can be said."""
+        """The loss curves under each answer; None if nothing can be said."""
         others = {key: value for q in self.checkpoint.questions for key, value in q.answers[0].keys.items()}
-        tried = []
+        curves = []
         for answer in question.answers:
             self.tell(f"trying {question.topic}: {answer.name}")
             keys = others | self.checkpoint.keys | answer.keys
             try:
-                found = self._losses(replace(self.checkpoint, keys=keys), type)
+                found = self._losses(replace(self.checkpoint, keys=keys), type, self.trial_ids, loss_curve)
             except NotNumbers:  # so it is not this one
-                found = np.full(len(self.ids) - 1, np.inf)
+                found = np.full((4, len(self.trial_ids) - 1), np.inf)
             if found is None:
                 return None
-            tried.append(found)
-        return tried if any(np.isfinite(found).all() for found in tried) else None
+            curves.append(found)
+        return curves if any(np.isfinite(found).all() for found in curves) else None
 
-    def _keep(self, question: Question, tried: list[np.ndarray] | None, answer: Answer, type: str | None) -> None:
-        if tried is None:
-            return
-        self.proof.tried_in = type or ""
+    def _show(self, question: Question, tried: list[np.ndarray], answer: Answer) -> None:
         best = min(tried, key=np.mean)
         for candidate, found in zip(question.answers, tried, strict=True):
             behind, error = difference(found, best)
             trial = Trial(question.topic, candidate.name, float(found.mean()), behind, error, candidate is answer)
             self.proof.trials.append(trial)
-            if candidate is answer and type == "f32":
-                self.reference = found
 
     # ---- what rounding costs
 
@@ -147,7 +160,7 @@ class Prover:
             return self.proof
         self.tell(f"reading a text in {type}")
         try:
-            found = self._evaluate(path)
+            found = self._evaluate(path, self.ids)
         except (BadFormat, Unsupported) as error:
             self._leave_out(f"the loss of what was written: {error}")
             return self.proof
@@ -217,15 +230,15 @@ class Prover:
     def _measured(self, checkpoint: Checkpoint, type: str) -> np.ndarray | None:
         """The losses in a type; what it cannot hold or compute is said."""
         try:
-            return self._losses(checkpoint, type)
+            return self._losses(checkpoint, type, self.ids)
         except (BadFormat, Unsupported) as error:
             self._leave_out(f"{type}: {error}")
             return None
 
-    def _losses(self, checkpoint: Checkpoint, type: str) -> np.ndarray | None:
+    def _losses(self, checkpoint: Checkpoint, type: str, ids: array, loss: Loss = nats) -> np.ndarray | None:
         with self._file(checkpoint, type) as path:
             try:
-                return self._evaluate(path) if path else None
+                return self._evaluate(path, ids, loss) if path else None
             except Error as error:  # the file that the user knows of
                 raise error.__class__(str(error).replace(path or "", self.out)) from None
 
@@ -250,13 +263,14 @@ class Prover:
                 raise error.__class__(str(error).replace(path, self.out)) from None
             yield path
 
-    def _evaluate(self, path: str) -> np.ndarray | None:
-        """Nats of each token; None if there are too few."""
-        if not self.ids:
+    def _evaluate(self, path: str, ids: array, loss: Loss = nats) -> np.ndarray | None:
+        """The loss of each token; None if there are too few."""
+        if not ids:
             return None
         with IdModel(path) as model:
             n_ctx = min(model.info.n_ctx, WINDOW)
-            return np.concatenate(list(losses(model, self.ids, n_ctx, range(0, len(self.ids) - 1, n_ctx))))
+            begins = range(0, len(ids) - 1, n_ctx)
+            return np.concatenate(list(losses(model, ids, n_ctx, begins, loss)), axis=-1)
 
     def _fits(self, type: str) -> bool:
         """May a file of that type be evaluated?"""

@@ -16,7 +16,7 @@ class Trial:
 
     topic: str
     name: str
-    nats: float  # per token
+    nats: float  # per token, at the temperature that suits it
     behind: float = 0.0  # nats per token that the best answer is better by
     error: float = 0.0  # standard error of that
     is_taken: bool = False
@@ -42,6 +42,7 @@ class Proof:
     bits: float = 0.0  # per byte
     type: str = "f32"
     tried_in: str = ""  # the type that trials were made in
+    n_tried: int = 0  # tokens that they were made on
     trials: list[Trial] = field(default_factory=list)
     costs: list[Cost] = field(default_factory=list)
     line: str = ""
@@ -85,7 +86,10 @@ def proof_lines(proof: Proof) -> list[str]:
     if not proof.text:
         return lines
     if proof.trials:
-        lines.append(f"tried on {proof.n_tokens:,} tokens of {proof.text}, nats per token in {proof.tried_in}:")
+        lines.append(
+            f"tried on {proof.n_tried:,} tokens of {proof.text}, nats per token in {proof.tried_in}, each at its best "
+            "temperature:"
+        )
         width = max(len(trial.name) for trial in proof.trials)
         for trial in proof.trials:
             behind = f"  +{trial.behind:.2g} ± {trial.error:.1g}" if trial.behind else ""

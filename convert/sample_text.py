@@ -11,7 +11,7 @@ from pygpt._lib import BadFormat, Error
 from .characters import unreadable
 from .checkpoint import Checkpoint, Options
 
-MOST = 1 << 16  # bytes
+MOST = 1 << 17  # bytes
 
 
 @dataclass
@@ -37,8 +37,8 @@ def find_text(checkpoint: Checkpoint, options: Options) -> Text:
 def read_begin(path: str, most: int = MOST) -> str:
     """The begin of a text, whole lines. Training leaves out the end of it, if anything.
 
-    On what it was trained on a model is neither too sure of itself nor too modest. On anything else it is too sure, and
-    whatever softens its logits looks better than it is: a lower soft cap, a lower scale.
+    On what it was not trained on a model is too sure of itself, and whatever softens what it computes looks better than
+    it is.
 
     Empty where there is nothing: a pipe, for one, has been read already.
     """

@@ -66,14 +66,27 @@ def perplexity(
         raise _lib.BadArgument(f"a text of {len(ids)} tokens has nothing to predict: it needs at least 2")
     n_ctx = min(model.info.n_ctx, WINDOW) if context is None else _lib.whole("context", context, 1)
     begins = range(0, len(ids) - 1, n_ctx)[:windows]
-    nats = sum(float(part.sum()) for part in losses(model, ids, n_ctx, progress(begins)))
+    total = sum(float(part.sum()) for part in losses(model, ids, n_ctx, progress(begins)))
     predicted = ids[1 : begins[-1] + n_ctx + 1]
-    return Perplexity(nats, len(predicted), max(n_text_bytes(model.tokenizer, predicted), 1), len(begins))
+    return Perplexity(total, len(predicted), max(n_text_bytes(model.tokenizer, predicted), 1), len(begins))
 
 
-def losses(model: IdModel, ids: array, n_ctx: int, begins: Iterable[int]) -> Iterator[np.ndarray]:
-    """Nats of each predicted token, float64 [some at a time]: windows of n_ctx tokens, which begin at `begins`, predict
-    the tokens behind theirs."""
+def nats(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """Minus the log-likelihood of each of targets [n] under logits [n, n_vocab]: float64 [n]."""
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    chosen = shifted[np.arange(len(targets)), targets]
+    return np.log(np.exp(shifted).sum(axis=1, dtype=np.float64)) - chosen
+
+
+def losses(
+    model: IdModel,
+    ids: array,
+    n_ctx: int,
+    begins: Iterable[int],
+    loss: Callable[[np.ndarray, np.ndarray], np.ndarray] = nats,
+) -> Iterator[np.ndarray]:
+    """The loss of each predicted token [.., some at a time]: windows of n_ctx tokens, which begin at `begins`, predict
+    the tokens behind theirs. loss: of logits [n, n_vocab] and the ids [n] that they should have predicted."""
     step = max(16, min(n_ctx, CHUNK // model.info.n_vocab))
     logits = np.empty((step, model.info.n_vocab), np.float32)
     with model.session(n_ctx) as session:
@@ -84,22 +97,15 @@ def losses(model: IdModel, ids: array, n_ctx: int, begins: Iterable[int]) -> Ite
                 wanted = targets[i : i + step]
                 rows = logits[: len(wanted)]
                 session.append(ids[begin + i : begin + i + len(wanted)], 0, rows)
-                nats = _nats(rows, wanted)
-                if not np.isfinite(nats).all():
+                found = loss(rows, np.frombuffer(wanted, np.int32))
+                if not np.isfinite(found).all():
                     raise NotNumbers(f"{model.path}: the model's logits are not numbers; its weights are damaged")
-                yield nats
+                yield found
 
 
 def n_text_bytes(tokenizer: Tokenizer, ids: Iterable[int]) -> int:
     """Bytes of text that ids stand for."""
     return sum(len(tokenizer.token_bytes(id)) * n for id, n in Counter(ids).items())
-
-
-def _nats(logits: np.ndarray, targets: array) -> np.ndarray:
-    """Minus the log-likelihood of each of targets [n] under logits [n, n_vocab]."""
-    shifted = logits - logits.max(axis=1, keepdims=True)
-    chosen = shifted[np.arange(len(targets)), np.frombuffer(targets, np.int32)]
-    return np.log(np.exp(shifted).sum(axis=1, dtype=np.float64)) - chosen
 
 
 def bench(model: IdModel, n_prompt: int, n_generate: int, repeats: int) -> dict[str, Any]:

@@ -396,6 +396,35 @@ def test_options_settle_what_they_name(tmp_path):
     assert constants(loaded(real(tmp_path / "old", "N0"), softcap=30.0)) == [(1e4, 1.0, 30.0, None, [0] * 6)]
 
 
+def test_an_option_leaves_only_the_sets_that_agree_with_it(tmp_path):
+    path = real(tmp_path, "N2")
+    for options, wanted in (
+        ({"softcap": 20.0}, EARLIER[1:]),
+        ({"qk_scale": 1.15}, LATER[:1]),
+        ({"qk_scale": 1.2}, LATER[1:]),
+        ({"rope_base": 1e5}, LATER),
+        ({"rope_base": 1e4}, EARLIER),
+        ({"rope_base": 1e5, "qk_scale": 1.15}, LATER[:1]),
+        ({"softcap": 15.0}, EARLIER[:1] + LATER),
+        ({"rope_base": 1e4, "qk_scale": 1.2}, [(1e4, 1.2, *EARLIER[0][2:])]),  # as it never was
+    ):
+        checkpoint = loaded(path, **options)
+        assert constants(checkpoint) == wanted, options
+        assert len(checkpoint.questions) == (len(wanted) > 1)
+    said = loaded(path, qk_scale=1.2).assumptions[1]
+    assert said.startswith("As nanochat had it since 2026-03-14, which agrees with what was named: RoPE base 100000, ")
+
+
+def test_the_option_is_named_that_tells_what_is_left_apart(tmp_path):
+    (question,) = loaded(real(tmp_path, "N2")).questions
+    early, capped, march_9, march_14 = question.answers
+    assert question.option_between([early, capped]) == "--softcap"
+    assert question.option_between([march_9, march_14]) == "--qk-scale"
+    assert question.option_between([early, march_14]) == "--rope-base"
+    (question,) = loaded(real(tmp_path / "more", "N2"), rope_base=1e5).questions
+    assert question.option_between(question.answers) == "--qk-scale"
+
+
 def test_options_reach_the_logits(tmp_path):
     path, model = make(tmp_path, config("N4", softcap=30.0, rope_base=5e5, qk_scale=1.5))
     ids = random_ids(60)
