@@ -140,3 +140,5 @@ int gpt_generator_next(gpt_generator *generator, int32_t *ids, int capacity, dou
 }
 
 int gpt_generator_state(const gpt_generator *generator) { return generator_state(generator); }
+
+int32_t gpt_generator_end_id(const gpt_generator *generator) { return generator_end_id(generator); }

@@ -173,5 +173,6 @@ int gpt_generator_feed(gpt_generator *generator, const int32_t *ids, int n);
 /* Writes up to capacity ids and returns how many; comes back early after about `seconds`, or when the text has ended. */
 int gpt_generator_next(gpt_generator *generator, int32_t *ids, int capacity, double seconds);
 int gpt_generator_state(const gpt_generator *generator);     /* GPT_RUNNING or why it ended */
+int32_t gpt_generator_end_id(const gpt_generator *generator); /* the stop id that ended the text last; -1: none has */
 
 #endif

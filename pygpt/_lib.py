@@ -584,6 +584,10 @@ class GeneratorHandle:
     def ended_by_context(self) -> bool:
         return lib.gpt_generator_state(self.open()) == lib.GPT_ENDED_BY_CONTEXT
 
+    def end_id(self) -> int:
+        """The stop id that ended the text last; -1: none has."""
+        return lib.gpt_generator_end_id(self.open())
+
     def close(self) -> None:
         with self._lock:
             self._pointer = None

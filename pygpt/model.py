@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import weakref
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from math import nan
 from operator import index
 from os import PathLike
@@ -134,9 +134,12 @@ class Session:
         sampling: Sampling,
         banned: Iterable[int] = (),
         stop: Iterable[int] = (),
+        tools: Tools | None = None,
     ) -> IdStream:
         """Appends ids, at least one, and continues: an iterator of lists of ids, one list about every 0.03 s.
 
+        tools: ids after which functions say what follows. They get all that has been generated, the id included, and
+        what they return is part of the text.
         Until it has ended or is closed the session is its own. Afterwards the session holds the whole text, or what
         on_full has kept of it; the last token may not have been evaluated yet.
         """
@@ -145,7 +148,7 @@ class Session:
             raise ContextFull(
                 f"{len(tokens)} tokens after {self.length} do not fit into a context of {self.n_ctx}: shorten the text"
             )
-        stream = IdStream(self._handle, tokens, max_tokens, sampling, banned, stop)
+        stream = IdStream(self._handle, tokens, max_tokens, sampling, banned, stop, tools=tools)
         self._stream = weakref.ref(stream)
         return stream
 
@@ -240,6 +243,9 @@ class IdModel:
         self.close()
 
 
+Tools = Mapping[int, Callable[[list[int]], list[int]]]  # an id that calls one: what follows it, by all ids so far
+
+
 class IdStream:
     """A text as it grows: lists of ids. state: "running", "length", "end" (an id that ends it) or "context"."""
 
@@ -252,6 +258,7 @@ class IdStream:
         banned: Iterable[int],
         stop: Iterable[int],
         owns: bool = False,
+        tools: Tools | None = None,
     ) -> None:
         """owns: the session is closed with the stream."""
         if not prompt:
@@ -265,7 +272,9 @@ class IdStream:
         self._limit = max_tokens
         self._prompt = prompt
         self._session = session if owns else None
-        lists = {"banned": ids_array(banned), "stop": ids_array(stop)}
+        self._tools = tools or {}
+        self._told: list[int] = []  # what has been generated, for the tools
+        lists = {"banned": ids_array(banned), "stop": ids_array([*stop, *self._tools])}
         self._core = GeneratorHandle(session, **lists, **sampling._asdict())
 
     def read_prompt(self) -> None:
@@ -282,15 +291,33 @@ class IdStream:
         while self.state == "running":
             left = 1 << 30 if self._limit is None else self._limit - self.n_generated
             ids = self._core.next(left, SLICE if self.n_generated else 0.0)
-            self.n_generated += len(ids)
             if not self._core.running():
                 self.state = "context" if self._core.ended_by_context() else "end"
-            elif self.n_generated == self._limit:
+            if self._tools:
+                ids = self._with_tools(ids)
+            self.n_generated += len(ids)
+            if self.state == "running" and self._limit is not None and self.n_generated >= self._limit:
                 self.state = "length"
             if ids:
                 return ids
         self.close()
         raise StopIteration
+
+    def _with_tools(self, ids: list[int]) -> list[int]:
+        """The ids, and what a tool adds if it was called: then the text goes on."""
+        self._told += ids
+        call = self._core.end_id() if self.state == "end" else -1
+        if call not in self._tools:
+            return ids
+        added = [call, *self._tools[call]([*self._told, call])]
+        try:
+            self._core.feed(ids_array(added))
+        except ContextFull:
+            self.state = "context"
+            return ids
+        self._told += added
+        self.state = "running"
+        return ids + added
 
     def close(self) -> None:
         """Frees the core's side of it."""

@@ -35,6 +35,7 @@ MODULES = {  # floors: an import points down, never up or sideways
     "tokenizer": 4,
     "explain": 5,
     "generate": 5,
+    "calculator": 5,
     "chat": 6,
     "measure": 6,
     "convert": 7,

@@ -99,11 +99,11 @@ static void add_scalar(float *y, const float *x, int64_t n) {
 }
 
 static void relu_scalar(float *x, int64_t n) {
-    for (int64_t i = 0; i < n; i++) x[i] = x[i] > 0 ? x[i] : 0;
+    for (int64_t i = 0; i < n; i++) x[i] = x[i] < 0 ? 0 : x[i];   /* not a number stays none */
 }
 
 static void relu_squared_scalar(float *x, int64_t n) {        /* So et al. 2021, "Primer", arXiv:2109.08668, section 3 */
-    for (int64_t i = 0; i < n; i++) x[i] = x[i] > 0 ? x[i] * x[i] : 0;
+    for (int64_t i = 0; i < n; i++) x[i] = x[i] < 0 ? 0 : x[i] * x[i];
 }
 
 static void softcap_scalar(float *x, float cap, int64_t n) {  /* Gemma 2, arXiv:2408.00118, section 2 */

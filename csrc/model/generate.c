@@ -10,6 +10,7 @@ struct gpt_generator {
     struct gpt_session *session;
     struct sampler sampler;
     int sequence, state;
+    int32_t end_id;              /* the stop id that was drawn last; -1: none */
     int32_t *history;            /* [n_history] all ids, prompt included */
     int64_t n_history, capacity;
     int64_t n_fed;               /* ids that were given, beside those that the sequence held */
@@ -34,6 +35,7 @@ struct gpt_generator *generator_new(struct gpt_session *session, int sequence, c
     }
     g->session = session;
     g->sequence = sequence;
+    g->end_id = -1;
     g->capacity = 2 * (int64_t)n_ctx;
     g->history = malloc((size_t)g->capacity * sizeof *g->history);
     g->logits = malloc((size_t)n_vocab * sizeof *g->logits);
@@ -57,6 +59,7 @@ void generator_free(struct gpt_generator *g) {
 }
 
 int generator_state(const struct gpt_generator *g) { return g->state; }
+int32_t generator_end_id(const struct gpt_generator *g) { return g->end_id; }
 
 /* Evaluates history[from..n_history) where the sequence ends, for the logits of the last. */
 static int evaluate(struct gpt_generator *g, int64_t from) {
@@ -121,7 +124,7 @@ int generator_next(struct gpt_generator *g, int32_t *ids, int capacity, double s
         if (g->state != GPT_RUNNING) break;
         int id = sampler_pick(&g->sampler, g->logits, g->history, g->n_history, g->draws++);
         if (id < 0) return n ? n : id;
-        if (sampler_stops(&g->sampler, id)) g->state = GPT_ENDED_BY_ID;
+        if (sampler_stops(&g->sampler, id)) g->state = GPT_ENDED_BY_ID, g->end_id = id;
         else if ((rc = append(g, id))) return n ? n : rc;
         else ids[n++] = id;
         if (os_seconds() >= end) break;

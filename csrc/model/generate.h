@@ -9,5 +9,6 @@ void generator_free(struct gpt_generator *g);
 int generator_feed(struct gpt_generator *g, const int32_t *ids, int n);
 int generator_next(struct gpt_generator *g, int32_t *ids, int capacity, double seconds);
 int generator_state(const struct gpt_generator *g);
+int32_t generator_end_id(const struct gpt_generator *g);
 
 #endif

@@ -1,5 +1,7 @@
 #include "model/model.h"
 
+#include <float.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -31,6 +33,8 @@ int model_key_float(const struct gpt_model *m, const char *suffix, float *value)
     double wide;
     snprintf(name, sizeof name, "%s.%s", m->arch->name, suffix);
     int rc = gguf_float(m->file, name, &wide);
+    if (rc == GPT_OK && !(fabs(wide) <= FLT_MAX))
+        return error_set(GPT_EFORMAT, "%s: %s is %g, which is no number of 32 bits; the file is damaged", gguf_path(m->file), name, wide);
     if (rc == GPT_OK) *value = (float)wide;
     return rc;
 }
