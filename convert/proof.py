@@ -18,25 +18,27 @@ from math import log
 import gguf
 import numpy as np
 
-from pygpt._lib import BadFormat, Error, Unsupported
+from pygpt._lib import BadFormat, Error, ModelInfo, Unsupported
 from pygpt.measure import WINDOW, NotNumbers, losses, n_text_bytes, nats
 from pygpt.model import IdModel
 from pygpt.tokenizer import Tokenizer
 
 from . import mixtures
 from .checkpoint import Answer, Checkpoint, Input, Options, Question, Vocabulary
-from .evidence import at_best_temperature, decide, difference, entropy, loss_curve
+from .evidence import FACTORS, ONE, at_best_temperature, decide, difference, entropy, loss_curve
 from .report import Cost, Proof, Trial
 from .sample_text import Text, find_text
 from .unpickle import Stub
 from .writer import DiskFull, write
 
 TYPES = ("q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_0")  # whose costs are shown, beside the one that was asked for
+REFERENCES = ("f32", "f16", "q8_0")  # what answers are tried in, and costs are beside: the first that memory allows
 WORK = 1e11  # multiply-adds per evaluation: about a second
 TOKENS = (1024, 8192)  # per evaluation, at least and at most
 TRIAL_TOKENS = (1024, 32768)  # where answers are compared, which may differ by little
 FEWEST = 256  # tokens that say anything
 MEMORY = 150 << 20  # a file that is evaluated, beside twice the largest tensor: more is not spent unasked
+CACHE = 64 << 20  # for keys and values
 CHECKED = 128  # tokens whose logits are compared with those of a user's module
 LINE = 60  # characters of a text that predictions are shown after
 
@@ -46,7 +48,9 @@ USUAL_NAMES = (  # what constructors call it, GGUF's key
     ("n_layer", "block_count"),
     ("n_head", "attention.head_count"),
     ("n_embd", "embedding_length"),
+    ("n_kv_head", "attention.head_count_kv"),
     ("block_size", "context_length"),
+    ("sequence_len", "context_length"),
     ("vocab_size", "vocab_size"),
 )
 
@@ -102,7 +106,7 @@ class Prover:
 
     def settle(self) -> Checkpoint:
         """The checkpoint with an answer to each question, and a sentence about each."""
-        type = next((type for type in ("f32", "q8_0") if self._fits(type)), None)
+        type = next((type for type in REFERENCES if self._fits(type)), None)
         if type is None and self.wanted is not False:
             self._leave_out(f"its weights are too many to try them beside the conversion; {self._ask()}")
         if type and not self.ids:
@@ -112,18 +116,19 @@ class Prover:
             curves = self._try(question, type) if type else None
             tried = [at_best_temperature(curve) for curve in curves] if curves else None
             plain = entropy(self.trial_ids[1:], self.tokenizer.n_vocab) if tried else 0.0
-            answer, sentence = decide(question, tried, self.text.name, plain)
+            answer, sentence = decide(question, tried, self.text.name, plain, self.text.was_trained_on)
             if curves and tried:
                 self._show(question, tried, answer)
                 self.proof.tried_in, self.proof.n_tried = type or "", len(self.trial_ids) - 1
-                if type == "f32":
-                    self.reference = curves[question.answers.index(answer)][0, : self.proof.n_tokens]
+                self.reference = curves[question.answers.index(answer)][ONE, : self.proof.n_tokens]
             said.append(sentence)
             self.checkpoint = replace(self.checkpoint, keys=self.checkpoint.keys | answer.keys)
         self.checkpoint = replace(self.checkpoint, questions=[], assumptions=said + self.checkpoint.assumptions)
-        if self.reference is None and type == "f32":
-            self.tell("reading a text in f32")
+        if self.reference is None and type:
+            self.tell(f"reading a text in {type}")
             self.reference = self._measured(self.checkpoint, type)
+        if self.reference is not None:
+            self.proof.type = type or ""
         return self.checkpoint
 
     def _try(self, question: Question, type: str) -> list[np.ndarray] | None:
@@ -136,7 +141,10 @@ class Prover:
             try:
                 found = self._losses(replace(self.checkpoint, keys=keys), type, self.trial_ids, loss_curve)
             except NotNumbers:  # so it is not this one
-                found = np.full((4, len(self.trial_ids) - 1), np.inf)
+                found = np.full((len(FACTORS), len(self.trial_ids) - 1), np.inf)
+            except (BadFormat, Unsupported) as error:
+                self._leave_out(f"{question.topic}: {error}")
+                found = None
             if found is None:
                 return None
             curves.append(found)
@@ -155,29 +163,36 @@ class Prover:
         """Measures the file that was written, and what other types would cost."""
         if self.wanted is False:
             return self.proof
-        if not self.wanted and os.path.getsize(path) > self.limit:
-            self._leave_out(f"the loss of what was written: the file is large; {self._ask()}")
-            return self.proof
-        self.tell(f"reading a text in {type}")
-        try:
-            found = self._evaluate(path, self.ids)
-        except (BadFormat, Unsupported) as error:
-            self._leave_out(f"the loss of what was written: {error}")
-            return self.proof
-        if found is None:
-            return self.proof
-        self._predict(path)
-        if self.reference is None:
-            self.reference, self.proof.type = found, type
-        else:
-            self._add_costs(type, found, os.path.getsize(path) - self._n_bytes(type))
-        self.proof.nats = float(self.reference.mean())
-        self.proof.bits = self.proof.nats * self._bits_per_nat()
+        found = self._measured_file(path, type)
+        if found is not None:
+            self._predict(path)
+            if self.reference is None:
+                self.reference, self.proof.type = found, type
+            else:
+                self._add_costs(type, found, os.path.getsize(path) - self._n_bytes(type))
+        elif self.reference is not None:
+            self._add_costs(type, None, os.path.getsize(path) - self._n_bytes(type))
+        if self.reference is not None:
+            self.proof.nats = float(self.reference.mean())
+            self.proof.bits = self.proof.nats * self._bits_per_nat()
+            self.proof.nats_of_frequencies = entropy(self.ids[1:], self.tokenizer.n_vocab)
         return self.proof
 
-    def _add_costs(self, written: str, values: np.ndarray, n_others: int) -> None:
-        """n_others: bytes of a file beside its tensors."""
-        found, plans = {written: values}, [self._plan(written)]
+    def _measured_file(self, path: str, type: str) -> np.ndarray | None:
+        """The losses of what was written, unless that takes too much memory."""
+        if not self.wanted and os.path.getsize(path) > self.limit:
+            self._leave_out(f"the loss of what was written: the file is large; {self._ask()}")
+            return None
+        self.tell(f"reading a text in {type}")
+        try:
+            return self._evaluate(path, self.ids)
+        except (BadFormat, Unsupported) as error:
+            self._leave_out(f"the loss of what was written: {error}")
+            return None
+
+    def _add_costs(self, written: str, values: np.ndarray | None, n_others: int) -> None:
+        """values: the losses of what was written, if they are known; n_others: bytes of a file beside its tensors."""
+        found, plans = {} if values is None else {written: values}, [self._plan(written)]
         for type in TYPES:
             if type not in found and self._plan(type) not in plans and self._fits(type):
                 plans.append(self._plan(type))
@@ -268,7 +283,7 @@ class Prover:
         if not ids:
             return None
         with IdModel(path) as model:
-            n_ctx = min(model.info.n_ctx, WINDOW)
+            n_ctx = window(model.info)
             begins = range(0, len(ids) - 1, n_ctx)
             return np.concatenate(list(losses(model, ids, n_ctx, begins, loss)), axis=-1)
 
@@ -296,10 +311,16 @@ class Prover:
             self.proof.left_out.append(why)
 
 
+def window(info: ModelInfo) -> int:
+    """How many tokens are read together: as many as perplexity takes, unless their keys and values take much memory."""
+    n_bytes = 8 * info.n_layer * info.n_head_kv * (info.n_embd // max(1, info.n_head))  # of a token
+    return min(info.n_ctx, WINDOW, max(FEWEST, CACHE // max(1, n_bytes)))
+
+
 def settings_of(value: object, checkpoint: Checkpoint) -> dict[str, object]:
     """What a model's constructor may want: what the checkpoint says, and the sizes by their usual names."""
     sizes = {key.partition(".")[2]: number for key, number in checkpoint.keys.items()}
-    found = {ours: sizes[key] for ours, key in USUAL_NAMES if key in sizes}
+    found = {ours: sizes[key] for ours, key in USUAL_NAMES if key in sizes} | dict(checkpoint.settings)
     for name in ("config", "model_args"):
         part = value.get(name) if type(value) is dict else None
         part = part.state if type(part) is Stub else part

@@ -7,7 +7,12 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
+import numpy as np
+
 Progress = Callable[[int, int], None]  # bytes written, bytes in all
+
+
+LONG_NAMES = {"f32": "float32", "f16": "float16"}
 
 
 @dataclass
@@ -40,6 +45,7 @@ class Proof:
     n_tokens: int = 0
     nats: float | None = None  # per token, in float32 or the type below; None: not measured
     bits: float = 0.0  # per byte
+    nats_of_frequencies: float = np.inf  # per token, of a model that knows only how often each one comes
     type: str = "f32"
     tried_in: str = ""  # the type that trials were made in
     n_tried: int = 0  # tokens that they were made on
@@ -100,8 +106,13 @@ def proof_lines(proof: Proof) -> list[str]:
             f"loss on {proof.n_tokens:,} tokens of {proof.text}: {proof.nats:.4f} nats per token, "
             f"{proof.bits:.4f} bits per byte in {proof.type}"
         )
+        if proof.nats > proof.nats_of_frequencies:
+            lines.append(
+                f"NOT PROVED: the frequencies of its tokens predict it better ({proof.nats_of_frequencies:.4f}): the "
+                "text is foreign to it, or the vocabulary or a setting is wrong; name its training text with --text"
+            )
     if proof.costs:
-        lines.append("rounding costs, beside float32:")
+        lines.append(f"rounding costs, beside {LONG_NAMES.get(proof.type, proof.type)}:")
     for cost in proof.costs:
         written = "  written" if cost.is_written else ""
         lines.append(

@@ -18,6 +18,7 @@ MOST = 1 << 17  # bytes
 class Text:
     name: str  # for people
     text: str
+    was_trained_on: bool = True  # as far as is known
 
 
 def find_text(checkpoint: Checkpoint, options: Options) -> Text:
@@ -31,7 +32,7 @@ def find_text(checkpoint: Checkpoint, options: Options) -> Text:
         except Error:
             pass
     shipped = resources.files("pygpt").joinpath("data", "english.txt")
-    return Text("pygpt's English sample", shipped.read_text(encoding="utf-8"))
+    return Text("pygpt's English sample", shipped.read_text(encoding="utf-8"), was_trained_on=False)
 
 
 def read_begin(path: str, most: int = MOST) -> str:

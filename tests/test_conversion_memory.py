@@ -65,7 +65,14 @@ def as_llmc(folder):
     return path, {}, N_BPE * 256
 
 
-@pytest.mark.parametrize("make", [as_lecture, as_mingpt, as_nanochat, as_llama2c, as_llmc])
+def as_deep_nanogpt(folder):
+    """Its cache would take more than its tensors."""
+    write_text(folder)
+    c = nanogpt.Config(n_layer=44, n_head=8, n_embd=256, block_size=2048, vocab_size=len(CHARACTERS))
+    return save(folder / "ckpt.pt", nanogpt.checkpoint(nanogpt.GPT(c))), {"gelu": "erf"}, len(CHARACTERS) * 256
+
+
+@pytest.mark.parametrize("make", [as_lecture, as_mingpt, as_nanochat, as_llama2c, as_llmc, as_deep_nanogpt])
 def test_the_peak_is_below_300_mb_and_twice_the_largest_tensor(tmp_path, make):
     path, options, largest = make(tmp_path)
     arguments = [sys.executable, "-c", PROGRAM, str(path), str(tmp_path / "out.gguf"), repr(options)]
