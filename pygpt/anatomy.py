@@ -15,6 +15,7 @@ from pygpt import _lib
 from pygpt.model import IdModel
 
 FLOATS = ("f32", "f16", "bf16")
+COMPUTED = ("rope_freqs",)  # tensors that follow from a checkpoint's settings: nobody trained them
 PARTS = ("embeddings", "attention", "feed-forward", "head", "norms and biases", "other")
 
 
@@ -30,7 +31,8 @@ class Piece(NamedTuple):
 
     @property
     def size(self) -> int:
-        return 0 if self.is_zeros else prod(self.shape)
+        """Its parameters."""
+        return 0 if self.is_zeros or self.stem in COMPUTED else prod(self.shape)
 
     @property
     def is_matrix(self) -> bool:

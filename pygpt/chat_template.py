@@ -13,7 +13,7 @@ from functools import wraps
 from time import monotonic
 from typing import Any
 
-from pygpt._lib import BadFormat, Unsupported
+from pygpt._lib import BadArgument, BadFormat, Unsupported
 
 TEXT_TIMES, TEXT_MORE = 64, 1 << 20  # characters that a template may make: so many for each of its messages', and more
 SECONDS = 5  # that it may take; usual are milliseconds
@@ -25,6 +25,14 @@ FILTERS = frozenset(
     "abs capitalize count d default dictsort first float int items last length list lower map max min reject "
     "rejectattr reverse select selectattr sort title trim unique upper".split()
 )
+# What is in a list is no matter to these, and is not measured: where a template asks for the number of messages at each
+# of them, that would take a time that grows with their square.
+PASSING = frozenset("count d default first last length".split())  # filters that give what they get, or its length
+LAZY = frozenset("items list map reject rejectattr reverse select selectattr".split())  # what they apply is counted
+KINDS = frozenset(  # tests
+    "boolean callable defined escaped false float integer iterable mapping none number sameas sequence string true "
+    "undefined".split()
+)
 METHODS = frozenset("center encode expandtabs ljust rjust to_bytes translate zfill".split())  # not to be used either
 WIDTHS = re.compile(r"%(?:\([^)]*\))?[^a-zA-Z%]*(?:\*|\d{3})|\{[^{}:]*:[^{}]*(?:\{|\d{3})")  # formats that pad at will
 LONGEST_FORMAT = 10_000
@@ -34,6 +42,10 @@ AGAIN = "convert the model again, with another template"
 
 class Limit(Exception):
     """How a template goes too far."""
+
+
+class TooLong(Exception):
+    """How a template goes too far for a conversation, and not for its last message alone."""
 
 
 class Said(Exception):
@@ -49,10 +61,15 @@ class Meter:
 
     def __init__(self, environment: Any) -> None:
         self._environment = environment
-        self._call, self._operate = environment.call, environment.call_binop
+        self._call, self._operate, self._item = environment.call, environment.call_binop, environment.getitem
         self.begin(0)
-        environment.call, environment.call_binop = self.call, self.operate
+        environment.call, environment.call_binop, environment.getitem = self.call, self.operate, self.item
         environment.intercepted_binops = frozenset(("+", "*", "**", "%"))
+        environment.filters = {name: self.filter(name, filter) for name, filter in environment.filters.items()}
+        environment.tests = {name: self.test(name, test) for name, test in environment.tests.items()}
+
+    def filter(self, name: str, filter: Callable) -> Callable:
+        """What stands in for a filter of jinja2's."""
         own = {
             "tojson": self.tojson,
             "join": self.join,
@@ -60,11 +77,18 @@ class Meter:
             "string": self.text,
             "safe": self.text,
         }
-        environment.filters = {
-            name: own.get(name) or (self.counted(filter) if name in FILTERS else refusing(name))
-            for name, filter in environment.filters.items()
+        if name in own or name not in FILTERS:
+            return own.get(name) or refusing(name)
+        return self.counted(filter, reads=name not in PASSING | LAZY, makes=name not in PASSING)
+
+    def test(self, name: str, test: Callable) -> Callable:
+        """What stands in for a test of jinja2's."""
+        own = {  # whose % may be that of a text
+            "even": lambda value: self.operate(None, "%", value, 2) == 0,
+            "odd": lambda value: self.operate(None, "%", value, 2) == 1,
+            "divisibleby": lambda value, num: self.operate(None, "%", value, num) == 0,
         }
-        environment.tests = {name: self.counted(test) for name, test in environment.tests.items()}
+        return own.get(name) or self.counted(test, reads=name not in KINDS)
 
     def begin(self, n_characters: int) -> None:
         """Another text, of messages that have so many characters."""
@@ -106,10 +130,14 @@ class Meter:
         self.size(value)
         return value
 
-    def counted(self, function: Callable) -> Callable:
+    def counted(self, function: Callable, reads: bool = True, makes: bool = True) -> Callable:
+        """reads: it may look into lists, and into lists in them; makes: it may give what was not there before."""
+
         @wraps(function)  # with what jinja2 marked it by
         def count(*args: Any, **kwargs: Any) -> Any:
-            return self.made(function(*self.sized(args), **kwargs))
+            self.spend()
+            value = function(*(self.sized(args) if reads else args), **kwargs)
+            return self.made(value) if makes else value
 
         return count
 
@@ -128,6 +156,11 @@ class Meter:
         if name in ("format", "format_map"):  # the sandbox has wrapped it
             self.check_format(str(function.__wrapped__.__self__), (args, kwargs))
         return self.made(self._call(context, function, *args, **kwargs))
+
+    def item(self, owner: Any, key: Any) -> Any:
+        """By filters too, which may be told to look for very many."""
+        self.spend(0)
+        return self._item(owner, key)
 
     def operate(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         if operator == "%" and isinstance(left, str):
@@ -185,8 +218,26 @@ class Template:
 
     def render(self, messages: list[dict[str, str]]) -> str:
         """Raises pygpt.Error for whatever the template does, and of these Refusal for what it says itself."""
+        return self._guarded(lambda: self._limited(messages))
+
+    def _limited(self, messages: list[dict[str, str]]) -> str:
+        try:
+            return self._run(messages)
+        except Limit as limit:
+            if len(messages) > 1 and self._can(messages[-1:]):
+                raise TooLong(f"{limit} for {len(messages)} messages") from None
+            raise
+
+    def _can(self, messages: list[dict[str, str]]) -> bool:
+        try:
+            self._run(messages)
+        except Exception:  # a template may raise anything
+            return False
+        return True
+
+    def _run(self, messages: list[dict[str, str]]) -> str:
         self._meter.begin(sum(len(message["content"]) for message in messages))
-        return self._guarded(lambda: self._template.render(self._names, messages=messages))
+        return self._template.render(self._names, messages=messages)
 
     def _guarded(self, run: Callable[[], Any]) -> Any:
         try:
@@ -195,6 +246,8 @@ class Template:
             raise Refusal(f"{self._path}: its chat template cannot have this conversation: {shown(said)}") from None
         except Limit as limit:
             raise BadFormat(f"{self._path}: its chat template {limit}, and such are not run; {AGAIN}") from None
+        except TooLong as limit:
+            raise BadArgument(f"{self._path}: its chat template {limit}; begin a new conversation") from None
         except Exception as error:  # a template may raise anything
             line = getattr(error, "lineno", None)
             where = f"line {line} of its chat template" if line else "its chat template"

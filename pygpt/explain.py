@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
-from math import prod
 from textwrap import wrap
 from typing import Any, NamedTuple
 
@@ -17,6 +16,8 @@ from pygpt.anatomy import PARTS, Anatomy, clean, number
 from pygpt.formulas import Constant, Line
 from pygpt.model import IdModel
 
+BODY = tuple(part for part in PARTS if part not in ("embeddings", "head"))  # what all tokens of a prompt pass
+FEW = 0.05  # floats beside so many int8 products change little of the time that those take
 WIDTH = 100  # columns of a line
 SHOWN = 24  # keys or sentences of a file that has very many
 TILE = 16  # the cache keeps positions, and the values of a head, in multiples of it
@@ -102,7 +103,7 @@ def tensor_cells(a: Anatomy, stem: str, is_global: bool) -> Iterator[Cells]:
         group = [p for p in mine if p.shape == shape]
         types = sorted({p.type for p in group})
         kind = "/".join(types) if len(types) < 4 else f"{len(types)} types"
-        yield name, f"[{', '.join(map(str, shape))}]", f"{prod(shape):,}", kind
+        yield name, f"[{', '.join(map(str, shape))}]", f"{group[0].size:,}", kind
         if not is_global and len(group) < a.n_layer:
             layers = ", ".join(str(p.layer) for p in group)
             yield note(f"  in layers {layers}" if len(layers) < 30 else f"  in {len(group)} of {a.n_layer} layers")
@@ -168,6 +169,10 @@ def int8_products(a: Anatomy, parts: Iterable[str]) -> int:
     return sum(p.size for p in quantized if p.part in parts and p.part != "embeddings") + sum(tied)
 
 
+def float_share(a: Anatomy, parts: Iterable[str]) -> float:
+    return 1 - int8_products(a, parts) / sum(products(a, part) for part in parts)
+
+
 def flops(a: Anatomy, position: int) -> int:
     return 2 * (sum(products(a, part) for part in PARTS) + attention_products(a, position))
 
@@ -177,13 +182,23 @@ def cache_number(a: Anatomy) -> str:
     return "f16" if any(p.is_quantized for p in a.pieces) else "f32"
 
 
-def cache_bytes(a: Anatomy, positions: int) -> int:
-    """Of one sequence: keys lie in tiles of 16 positions, rows of values are padded to 16 numbers."""
+def layer_bytes(a: Anatomy, positions: int) -> int:
+    """Keys and values of a layer: keys lie in tiles of 16 positions, rows of values are padded to 16 numbers."""
     if not a.has_attention:
         return 0
     head_dim = formulas.head_dim(a)
     keys, values = rounded(positions) * head_dim, positions * rounded(head_dim)
-    return a.n_layer * a.info.n_head_kv * (keys + values) * (2 if cache_number(a) == "f16" else 4)
+    return a.info.n_head_kv * (keys + values) * (2 if cache_number(a) == "f16" else 4)
+
+
+def cache_bytes(a: Anatomy, positions: int) -> int:
+    """What is kept of one sequence."""
+    return a.n_layer * layer_bytes(a, positions)
+
+
+def seen_bytes(a: Anatomy, position: int) -> int:
+    """What of that a token reads: windows see only a part."""
+    return sum(layer_bytes(a, min(position, window or position)) for window in formulas.windows(a))
 
 
 def cache_per_token(a: Anatomy) -> int:
@@ -205,8 +220,8 @@ def cost(a: Anatomy) -> list[str]:
     if a.has_attention:
         rows.append(("q @ k.T, p @ v", seen_formula(a), *(f"{attention_products(a, t):,}" for t in (1, last))))
     rows.append(("FLOPs", "2 x the products above", *(metric(flops(a, t)) for t in (1, last))))
-    share = f"; by a prompt once per {_lib.ROWS} tokens" if is_multiplied(a) else ""
-    rows.append(("weights", "bytes read" + share, *[metric(a.info.bytes_per_token) + "B"] * 2))
+    share = f"; by a prompt every {_lib.ROWS} tokens, the head once" if is_multiplied(a) else ""
+    rows.append(("weights", "read" + share, *[metric(a.info.bytes_per_token) + "B"] * 2))
     if a.has_attention:
         sizes = (cache_per_token(a), cache_bytes(a, last))
         rows.append(("k and v kept", cache_formula(a), *(metric(n) + "B" for n in sizes)))
@@ -218,9 +233,13 @@ def is_multiplied(a: Anatomy) -> bool:
     return any(products(a, part) for part in PARTS)
 
 
+def has_windows(a: Anatomy) -> bool:
+    return any(0 < window < a.info.n_ctx for window in formulas.windows(a))
+
+
 def seen_formula(a: Anatomy) -> str:
     i, head_dim = a.info, formulas.head_dim(a)
-    if any(0 < window < i.n_ctx for window in formulas.windows(a)):
+    if has_windows(a):
         return f"2 x {i.n_head} heads x {head_dim} x positions seen, over layers"
     return f"2 x {a.n_layer} layers x {i.n_head} heads x {head_dim} x t"
 
@@ -285,43 +304,75 @@ def speed(a: Anatomy) -> list[str]:
 
 
 def limits(a: Anatomy, m: Machine) -> list[str]:
-    weights, every = a.info.bytes_per_token, int8_products(a, PARTS)
-    body = every - int8_products(a, ("head",))  # which a prompt needs for its last token only
     threads = f"{a.info.n_threads} thread{'s' * (a.info.n_threads > 1)}"
     rows = [f"machine  memory gives {metric(m.read)}B/s to {threads}, {m.isa} makes {metric(m.mac)} products of int8/s"]
     if is_multiplied(a):
-        full = m.read / (weights + cache_bytes(a, a.info.n_ctx))
-        also = f", {pace(full)} with all keys and values" if a.has_attention else ""
-        rows.append(f"decode   memory / weights: {pace(m.read / weights)} tokens/s at most{also}")
-    if body:
-        rows.append(f"prefill  products of int8, attention left out: {pace(m.mac / body)} tokens/s at most")
-    return [*rows, *wrap(verdict(a, m, every), WIDTH, break_on_hyphens=False)]
+        rows.append(decode_limit(a, m))
+    if int8 := int8_products(a, BODY):
+        floats = float_share(a, BODY)
+        which = "" if floats <= FEW else f", which are {1 - floats:.1%} of all"
+        rows.append(f"prefill  products of int8{which}, attention left out: {pace(m.mac / int8)} tokens/s at most")
+    return [*rows, *wrap(verdict(a, m), WIDTH, break_on_hyphens=False)]
 
 
-def verdict(a: Anatomy, m: Machine, int8: int) -> str:
-    """One sentence: which limit binds. int8: products of a decoded token."""
-    weights = metric(a.info.bytes_per_token) + "B"
-    reading, multiplying = a.info.bytes_per_token / m.read, int8 / m.mac
+def decode_limit(a: Anatomy, m: Machine) -> str:
+    weights = a.info.bytes_per_token
+    text = f"decode   memory / weights: {pace(m.read / weights)} tokens/s at most"
+    if not a.has_attention:
+        return text
+    full = m.read / (weights + seen_bytes(a, a.info.n_ctx))
+    return f"{text}, {pace(full)} with all keys and values{' seen' * has_windows(a)}"
+
+
+def verdict(a: Anatomy, m: Machine) -> str:
+    """One sentence: which limit binds, as far as it can be known from what was measured."""
     if not is_multiplied(a):
         return "Neither binds: a token is a row that is looked up."
     if m.cache is not None and a.info.bytes_per_token <= m.cache:
-        alone = "the speed of products of floats is not measured"
-        if int8:
-            alone = f"multiplying alone would allow {pace(1 / multiplying)} tokens/s"
-        return (
-            f"Memory does not bind, and its limit does not hold: the {weights} of a token fit into the processors' "
-            f"caches ({metric(m.cache)}B) and are read from there; {alone}."
-        )
-    unless = "" if m.cache is not None else f", unless the {weights} fit into a cache, whose size is not known here"
-    if not int8:
-        return f"Memory binds decoding{unless}; a prompt is multiplied in floats, whose speed is not measured."
+        return verdict_of_cache(a, m, m.cache)
+    size = metric(a.info.bytes_per_token) + "B"
+    unless = "" if m.cache is not None else f", unless the {size} fit into a cache, whose size is not known here"
+    floats = float_share(a, PARTS)
+    reading, multiplying = a.info.bytes_per_token / m.read, int8_products(a, PARTS) / m.mac
     if reading < multiplying:
-        times = multiplying / reading
-        return f"Multiplying binds, decoding too: it takes {times:.1f} times as long as reading the weights."
+        times = f"{'at least ' * (floats > FEW)}{multiplying / reading:.1f} times"
+        return f"Multiplying binds, decoding too: it takes {times} as long as reading the weights."
+    if floats > FEW:
+        return f"Memory's limit holds{unless}; whether multiplying binds before it is not known: {of_floats(floats)}."
     return (
         f"Memory binds decoding{unless}: reading the weights takes {reading / multiplying:.1f} times as long as "
-        "multiplying with them; multiplying binds a prompt, whose tokens share what is read."
+        f"multiplying with them; {verdict_of_prompt(a, m)}."
     )
+
+
+def verdict_of_cache(a: Anatomy, m: Machine, cache: int) -> str:
+    floats = float_share(a, PARTS)
+    alone = of_floats(floats)
+    if floats <= FEW:
+        each = pace(m.mac / int8_products(a, PARTS))
+        alone = f"multiplying with them, attention left out, would allow {each} tokens/s"
+    full = a.info.bytes_per_token + seen_bytes(a, a.info.n_ctx)
+    until = "" if full <= cache else f", until keys and values make them {metric(full)}B"
+    return (
+        f"Memory does not bind, and its limit does not hold: the {metric(a.info.bytes_per_token)}B of a token fit into "
+        f"the processors' caches ({metric(cache)}B) and are read from there{until}; {alone}."
+    )
+
+
+def of_floats(share: float, whose: str = "a token's") -> str:
+    part = f"{share:.1%} of {whose}" if share < 1 else "all"
+    return f"{part} products are of floats, whose speed is not measured"
+
+
+def verdict_of_prompt(a: Anatomy, m: Machine) -> str:
+    """Of a prompt, whose tokens are read some at once. The head is for the last one."""
+    body = sum(p.bytes for p in a.pieces if p.is_matrix and p.part in BODY)
+    reading, multiplying = body / _lib.ROWS / m.read, int8_products(a, BODY) / m.mac
+    if reading < multiplying:
+        return "multiplying binds a prompt, whose tokens share what is read"
+    if float_share(a, BODY) > FEW:
+        return of_floats(float_share(a, BODY), "a prompt's")
+    return f"it binds a prompt too, though {_lib.ROWS} tokens share what is read"
 
 
 def cache_of_cpus(folder: str = "/sys/devices/system/cpu") -> int | None:

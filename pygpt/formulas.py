@@ -7,7 +7,7 @@ CONSTANTS; without one its tensors are listed and counted all the same. Knows no
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from math import isclose, sqrt
+from math import ceil, floor, isclose, log, pi, sqrt
 from typing import Any, NamedTuple
 
 from pygpt.anatomy import Anatomy, clean, number
@@ -178,7 +178,7 @@ def definitions(a: Anatomy) -> list[str]:
     """Of the norms and the functions that a model's lines use."""
     text = "\n".join(line.text for line in lines(a))
     used = [f"{name} = {FUNCTIONS[name]}" for name in FUNCTIONS if name[: name.index("(") + 1] in text]
-    return [*norms(a), *used, *([f"rope(x) = {rope(a)}"] if "rope(" in text else [])]
+    return [*norms(a), *used, *(rope(a) if "rope(" in text else [])]
 
 
 def norms(a: Anatomy) -> list[str]:
@@ -191,13 +191,58 @@ def norms(a: Anatomy) -> list[str]:
     return [f"{', '.join(dict.fromkeys(names))}: {definition}"] if definition and names else []
 
 
-def rope(a: Anatomy) -> str:
-    n, base = key(a, "rope.dimension_count", head_dim(a)), number(key(a, "rope.freq_base", 10000.0))
+# ---- rope, and how it is stretched -----------------------------------------------------------------------------------
+
+
+def rope(a: Anatomy) -> list[str]:
+    """Its definition, with what the file says of every pair's speed."""
+    n, kind, factor = turned(a), scaling(a), stretch(a)
     pair = "x[2i], x[2i+1]" if a.arch == "llama" else f"x[i], x[i+{n // 2}]"
-    kind = key(a, "rope.scaling.type", "none")
+    whose = "a head" if n == head_dim(a) else f"the first {n} values of a head"
     way = "-position" if a.arch == "nanochat" else "position"
-    stretched = f", stretched ({clean(kind, 20)})" if kind != "none" else ""
-    return f"the pairs ({pair}) of a head turned by {way} / {base}**(2i/{n}){stretched}"
+    angle = f"{way} / {number(base(a))}**(2i/{n})"
+    angle += f" / {number(factor)}" if kind == "linear" else ""
+    angle += f" * (1 - slow(i) + slow(i) / {number(factor)})" if kind == "yarn" else ""
+    angle += " / rope_freqs[i]" if "rope_freqs" in a.stems else ""
+    grown = f" and multiplied by {number(yarn_magnitude(a))}" if kind == "yarn" else ""
+    return [f"rope(x) = the pairs ({pair}) of {whose} turned by {angle}{grown}", *(slow(a) if kind == "yarn" else [])]
+
+
+def base(a: Anatomy) -> float:
+    return key(a, "rope.freq_base", 10000.0)
+
+
+def turned(a: Anatomy) -> int:
+    """How many values of a head."""
+    return key(a, "rope.dimension_count", head_dim(a))
+
+
+def stretch(a: Anatomy) -> float:
+    return key(a, "rope.scaling.factor", key(a, "rope.scale_linear", 1.0))
+
+
+def scaling(a: Anatomy) -> str:
+    """none, linear or yarn. A factor without a word is linear."""
+    kind = key(a, "rope.scaling.type", "linear")
+    return "none" if kind == "linear" and stretch(a) == 1 else kind
+
+
+def slow(a: Anatomy) -> list[str]:
+    """How far yarn stretches a pair: the fast ones not at all, the slow ones by the whole factor."""
+    n = turned(a)
+
+    def pair(turns: float) -> float:
+        context = key(a, "rope.scaling.original_context_length", a.info.n_ctx)
+        return n * log(context / (turns * 2 * pi)) / (2 * log(base(a)))
+
+    low = max(0, floor(pair(key(a, "rope.scaling.yarn_beta_fast", 32.0))))
+    high = min(n - 1, ceil(pair(key(a, "rope.scaling.yarn_beta_slow", 1.0))))
+    return [f"slow(i) = min(1, max(0, (i - {low}) / {number(max(0.001, high - low))}))"]
+
+
+def yarn_magnitude(a: Anatomy) -> float:
+    given = key(a, "rope.scaling.yarn_attn_factor", key(a, "rope.scaling.attn_factor", 1.0))
+    return given * (1 + 0.1 * log(stretch(a)))
 
 
 # ---- what authors call the parts -------------------------------------------------------------------------------------
@@ -300,8 +345,31 @@ def required(a: Anatomy) -> None:
     """A key without a default."""
 
 
+def optional(a: Anatomy) -> None:
+    """A key that nothing is computed with where it is absent."""
+
+
+def of_yarn(value: float) -> Default:
+    return lambda a: (value, BY_DEFAULT + ": as in YaRN's paper") if scaling(a) == "yarn" else None
+
+
 def one_over_root(a: Anatomy) -> tuple[Any, str]:
     return 1 / sqrt(max(head_dim(a), 1)), f"{BY_DEFAULT}: 1 / sqrt({head_dim(a)})"
+
+
+def rope_scaling(a: Anatomy) -> tuple[str, str] | None:
+    if scaling(a) == "linear":
+        return "linear", BY_DEFAULT + ", with a factor"
+    return None if "rope_freqs" in a.stems else ("none", BY_DEFAULT)
+
+
+def first_context(a: Anatomy) -> tuple[int, str] | None:
+    return (a.info.n_ctx, f"{BY_DEFAULT}: the context") if scaling(a) == "yarn" else None
+
+
+def divisors(a: Anatomy) -> tuple[str, str] | None:
+    given = f"{turned(a) // 2}, one for each pair", "the tensor rope_freqs in the file"
+    return given if "rope_freqs" in a.stems else None
 
 
 SIZES = (
@@ -320,7 +388,19 @@ HEAD_WIDTH = Constant(
 )
 EPSILON = Constant("norm epsilon", "attention.layer_norm_epsilon", required)
 RMS_EPSILON = Constant("norm epsilon", "attention.layer_norm_rms_epsilon", required)
-ROPE_BASE = Constant("rope base", "rope.freq_base", always(10000.0))
+ROPE = (
+    Constant("rope base", "rope.freq_base", always(10000.0)),
+    Constant("turned by rope", "rope.dimension_count", lambda a: (head_dim(a), f"{BY_DEFAULT}: all of a head")),
+    Constant("rope scaling", "rope.scaling.type", rope_scaling),
+    Constant("rope factor", "rope.scaling.factor", optional),
+    Constant("rope factor", "rope.scale_linear", optional),
+    Constant("yarn: context", "rope.scaling.original_context_length", first_context),
+    Constant("yarn: beta_fast", "rope.scaling.yarn_beta_fast", of_yarn(32.0)),
+    Constant("yarn: beta_slow", "rope.scaling.yarn_beta_slow", of_yarn(1.0)),
+    Constant("yarn: attn_factor", "rope.scaling.attn_factor", optional),
+    Constant("yarn: attn_factor", "rope.scaling.yarn_attn_factor", optional),
+    Constant("rope divisors", None, divisors),
+)
 WINDOW = Constant("window (0: all)", "attention.sliding_window", always(0))
 ROOT = Constant("attention scale", None, one_over_root)
 
@@ -333,9 +413,7 @@ OF_LLAMA = (
     WINDOW,
     RMS_EPSILON,
     Constant("activation", None, always("silu")),
-    ROPE_BASE,
-    Constant("turned by rope", "rope.dimension_count", lambda a: (head_dim(a), f"{BY_DEFAULT}: all of a head")),
-    Constant("rope scaling", "rope.scaling.type", always("none")),
+    *ROPE,
 )
 CONSTANTS: dict[str, tuple[Constant, ...]] = {
     "gpt2": (*SIZES, ROOT, EPSILON, Constant("activation", "pygpt.activation", always("gelu_tanh", ": as in GPT-2"))),
@@ -346,7 +424,7 @@ CONSTANTS: dict[str, tuple[Constant, ...]] = {
         EPSILON,
         Constant("activation", "activation", required),
     ),
-    "bigram": (Constant("context", "context_length", always(1024)), SIZES[4]),
+    "bigram": (SIZES[0], SIZES[4]),
     "llama": OF_LLAMA,
     "qwen2": OF_LLAMA,
     "qwen3": OF_LLAMA,
@@ -355,13 +433,13 @@ CONSTANTS: dict[str, tuple[Constant, ...]] = {
         KEY_HEADS,
         HEAD_WIDTH,
         ROOT,
-        Constant("scale of q and k", "attention.qk_scale", always(1.0, ": none")),
+        Constant("scale of q and k", "attention.qk_scale", required),
         WINDOW,
         RMS_EPSILON,
         Constant("activation", None, always("relu**2")),
-        ROPE_BASE,
-        Constant("softcap of logits", "final_logit_softcapping", always(0.0, ": none")),
-        Constant("value gate", "value_gate_scale", lambda a: None),
-        Constant("x1 is kept after", "backout_layer", lambda a: None),
+        *ROPE,
+        Constant("softcap of logits", "final_logit_softcapping", required),
+        Constant("value gate", "value_gate_scale", optional),
+        Constant("x1 is kept after", "backout_layer", optional),
     ),
 }

@@ -1,7 +1,7 @@
 """pygpt explain: the forward pass that it prints is right to the point of being run, and its numbers add up."""
 
 import re
-from collections.abc import Callable
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -98,24 +98,24 @@ def erf(x):
 class Program:
     """The left column of the explanation, and what stands behind "where", as a program on numpy arrays."""
 
-    def __init__(self, text, tensors, info, rope: Callable):
+    def __init__(self, text, tensors, info):
         header, *rows = section(text, "the forward pass")
         column = header.index("its tensors")
         self.lines = [row[:column].rstrip() for row in rows if row[:column].strip()]
         self.beside = {}  # line: the tensors that stand beside it
         for row in rows:
             line = row[:column].rstrip() or line  # noqa: F821
-            cells = re.match(r"(\w+)  .*\[", row[column:])
+            cells = re.match(r"(?!rope_freqs)(\w+)  .*\[", row[column:])  # which rope reads
             self.beside.setdefault(line, []).extend([cells[1]] if cells else ["output"] * ("again" in row))
         definitions = "\n".join(section(text, "where"))[7:].replace("\n" + " " * 11, " ")
-        self.definitions = dict(re.findall(r"^ *([\w, ]+?)(?:\(x\) =|:) (.+)$", definitions, re.MULTILINE))
-        self.tensors, self.info, self.rope = tensors, info, rope
+        self.definitions = dict(re.findall(r"^ *([\w, ]+?)(?:\([xi]\) =|:) (.+)$", definitions, re.MULTILINE))
+        self.tensors, self.info = tensors, info
 
     def run(self, ids, windows):
         i, T = self.info, len(ids)
-        names = {"id": np.array(ids), "position": np.arange(T), "sqrt": np.sqrt, "tanh": np.tanh, "rope": self.rope}
+        names = {"id": np.array(ids), "position": np.arange(T), "sqrt": np.sqrt, "tanh": np.tanh}
         names |= {"before": lambda x: np.concatenate([0 * x[:, :][0][None], np.asarray(x)[:-1]])}
-        names |= {name: self.function(name) for name in self.definitions if "," not in name and name != "rope"}
+        names |= {name: self.function(name) for name in self.definitions if "," not in name and name != "slow"}
         loop = next((n for n, line in enumerate(self.lines) if line.startswith("for ")), len(self.lines))
         body = [line for line in self.lines[loop:] if line.startswith("    ")]
         for line in self.lines[:loop]:
@@ -181,6 +181,8 @@ class Program:
         known = {"erf": erf, "sqrt": np.sqrt, "tanh": np.tanh, "exp": np.exp, "pi": np.pi, "max": np.maximum}
         if "mean(x" in self.definitions[name]:  # a norm without weights
             return lambda x: norm(self.definitions[name], x, None, None)
+        if name == "rope":
+            return turning(self.definitions, self.tensors)
         return lambda x: eval(self.definitions[name], known, {"x": x})
 
 
@@ -224,23 +226,33 @@ def norm(definition, x, weight, bias):
     return eval(definition, known)
 
 
-def turning(base, n, are_neighbours, sign=1):
+def turning(definitions, tensors):
+    """rope as its definition has it."""
+    pattern = r"the pairs \(x\[(.+)\], x\[(.+)\]\) of (a head|.+) turned by (.+?)(?: and multiplied by ([\d.]+))?"
+    *pair, whose, angle, factor = re.fullmatch(pattern, definitions["rope"]).groups()
+
     def rope(x):
-        half = n // 2
-        angle = sign * np.arange(x.shape[1])[:, None] / base ** (2 * np.arange(half) / n)
-        first, second = (slice(0, n, 2), slice(1, n, 2)) if are_neighbours else (slice(0, half), slice(half, n))
-        y = x.copy()
-        y[..., first] = x[..., first] * np.cos(angle) - x[..., second] * np.sin(angle)
-        y[..., second] = x[..., first] * np.sin(angle) + x[..., second] * np.cos(angle)
+        n = x.shape[-1] if whose == "a head" else int(re.fullmatch(r"the first (\d+) values of a head", whose)[1])
+        known = {
+            "i": np.arange(n // 2),
+            "position": np.arange(x.shape[1])[:, None],
+            "min": np.minimum,
+            "max": np.maximum,
+        }
+        known |= {"rope_freqs": tensors.get("rope_freqs.weight"), "slow": lambda i: eval(definitions["slow"], known)}
+        first, second, turn = (eval(text.replace("2i", "2*i"), known) for text in (*pair, angle))
+        y, cos, sin = x.copy(), np.cos(turn) * float(factor or 1), np.sin(turn) * float(factor or 1)
+        y[..., first] = x[..., first] * cos - x[..., second] * sin
+        y[..., second] = x[..., first] * sin + x[..., second] * cos
         return y
 
     return rope
 
 
-def assert_program_gives_logits(path, tensors, rope=None):
+def assert_program_gives_logits(path, tensors):
     ids = np.random.default_rng(7).integers(0, 40, 16).tolist()
     with IdModel(path) as model:
-        program = Program(text_of(model), tensors, model.info, rope)
+        program = Program(text_of(model), tensors, model.info)
         ours, seen = model.logits(ids), windows(Anatomy(model))
     assert np.abs(ours - program.run(ids, seen)).max() < 1e-3 * ours.std(), program.lines
     return program
@@ -280,14 +292,59 @@ def test_the_lines_of_gpt2_are_a_program_that_gives_its_logits(tmp_path, activat
 def test_the_lines_of_llama_are_a_program_that_gives_its_logits(tmp_path, config, source):
     tensors = random_tensors(config)
     path = write_gguf(tmp_path / "l.gguf", tensors, keys(config) | {"pygpt.source": source}, "f32")
-    rope = turning(config.theta, config.dim, config.architecture == "llama")
-    program = assert_program_gives_logits(path, tensors, rope)
+    program = assert_program_gives_logits(path, tensors)
     pairs = "(x[2i], x[2i+1])" if config.architecture == "llama" else "(x[i], x[i+8])"
     assert program.definitions["rope"] == (
         f"the pairs {pairs} of a head turned by position / {config.theta:.0f}**(2i/{config.dim})"
     )
     meta = config.architecture == "llama" and source == "llama2.c"
     assert ("    y = silu(w1(y)) * w3(y)" if meta else "    y = silu(gate_proj(y)) * up_proj(y)") in program.lines
+
+
+PAIRS = "the pairs (x[2i], x[2i+1]) of a head turned by position / 10000**(2i/16)"
+STRETCHED = [
+    (Config(rope_factors=True), {}, PAIRS + " / rope_freqs[i]"),
+    (Config(scaling="linear"), {}, PAIRS + " / 4"),
+    (Config(), {"rope.scaling.factor": 3.0}, PAIRS + " / 3"),
+    (Config(), {"rope.scale_linear": 3.0}, PAIRS + " / 3"),
+    (Config(scaling="linear"), {"rope.scaling.type": "none"}, PAIRS),
+    (Config(rope_factors=True), {"rope.scaling.factor": 2.0}, PAIRS + " / 2 / rope_freqs[i]"),
+    (Config(scaling="yarn"), {}, PAIRS + " * (1 - slow(i) + slow(i) / 4) and multiplied by 1.138629"),
+    (
+        Config("qwen2", scaling="yarn", theta=500.0, factor=8.0, head_dim=64),
+        {"rope.scaling.yarn_beta_fast": 3.0, "rope.scaling.yarn_beta_slow": 0.5, "rope.scaling.yarn_attn_factor": 0.9},
+        "the pairs (x[i], x[i+32]) of a head turned by position / 500**(2i/64) * (1 - slow(i) + slow(i) / 8) "
+        "and multiplied by 1.08715",
+    ),
+    (
+        Config("qwen3", head_norms=True, n_rot=8),
+        {},
+        "the pairs (x[i], x[i+4]) of the first 8 values of a head turned by position / 10000**(2i/8)",
+    ),
+]
+
+
+@pytest.mark.parametrize(("config", "more", "said"), STRETCHED, ids=range(len(STRETCHED)))
+def test_rope_is_told_as_it_is_stretched(tmp_path, config, more, said):
+    config = replace(config, n_vocab=40)
+    tensors = random_tensors(config)
+    named = keys(config) | {f"{config.architecture}.{name}": value for name, value in more.items()}
+    program = assert_program_gives_logits(write_gguf(tmp_path / "l.gguf", tensors, named, "f32"), tensors)
+    assert program.definitions["rope"] == said
+
+
+def test_the_divisors_of_rope_are_no_parameters(tmp_path):
+    config = Config(rope_factors=True)
+    tensors = random_tensors(config)
+    with IdModel(write_gguf(tmp_path / "l.gguf", tensors, keys(config))) as model:
+        text = text_of(model)
+    n_params = sum(w.size for name, w in tensors.items() if name != "rope_freqs.weight")
+    assert text.startswith(f"llama: {n_params:,} parameters, ") and "in other" not in text.split("\n\n")[0]
+    assert re.search(r"^    q, k = rope\(q\), rope\(k\) +rope_freqs +\[8\] +0  f32$", text, re.MULTILINE)
+    assert re.search(r"^rope divisors +8, one for each pair +the tensor rope_freqs in the file$", text, re.MULTILINE)
+    assert "rope scaling" not in text
+    rows = {tuple(row.split()[:2]): numbers(row)[-1] for row in section(text, "where the bytes are")[1:]}
+    assert rows["other", "f32"] == 4 * 8
 
 
 @pytest.mark.parametrize(
@@ -326,7 +383,7 @@ def test_the_lectures_gpt_is_told_in_its_words(tmp_path, scale, line):
 
 def test_nanochats_optional_parts_are_told_with_their_layers(tmp_path):
     path, tensors = nanochat(tmp_path)
-    program = assert_program_gives_logits(path, tensors, turning(1e5, 16, False, -1))
+    program = assert_program_gives_logits(path, tensors)
     assert program.definitions["rope"] == ("the pairs (x[i], x[i+8]) of a head turned by -position / 100000**(2i/16)")
     with IdModel(path) as model:
         text = text_of(model)
@@ -384,7 +441,8 @@ def test_the_bundled_model_adds_up():
     passed = parts["attention"] + parts["feed-forward"] + V * C
     flops = [2 * (passed + 2 * L * 4 * 64 * t) / 1e6 for t in (1, T)]
     assert re.search(rf"^FLOPs .* {flops[0]:.1f} M +{flops[1]:.1f} M$", text, re.MULTILINE)
-    assert re.search(rf"^weights .* {info.bytes_per_token / 1e6:.1f} MB", text, re.MULTILINE)
+    share = "read; by a prompt every 128 tokens, the head once"
+    assert re.search(rf"^weights +{share} +{info.bytes_per_token / 1e6:.1f} MB", text, re.MULTILINE)
     assert f"4 layers x 4 heads x (64 + 64) f16 = {L * 4 * 128 * 2:,} x t" in text
     rows = section(text, "where the bytes are")[1:]
     amounts = [numbers(row)[-1] for row in rows]
@@ -591,17 +649,19 @@ def test_llamas_defaults_and_its_keys_are_told_apart(tmp_path):
     named = {k: v for k, v in keys(config).items() if not k.endswith("freq_base")}
     with IdModel(write_gguf(tmp_path / "l.gguf", random_tensors(config), named)) as model:
         text = text_of(model)
+    assert "rope divisors" not in text
     for row in (
         r"rope base +10000 +by default of the architecture",
         r"window \(0: all\) +9 +qwen2.attention.sliding_window in the file",
         r"heads of k and v +2 +qwen2.attention.head_count_kv in the file",
         r"width of a head +16 +by default of the architecture: width / heads",
         r"rope scaling +yarn +qwen2.rope.scaling.type in the file",
-        r" +4 +qwen2.rope.scaling.factor in the file",
+        r"rope factor +4 +qwen2.rope.scaling.factor in the file",
+        r"yarn: context +16 +qwen2.rope.scaling.original_context_length in the file",
+        r"yarn: beta_fast +32 +by default of the architecture: as in YaRN's paper",
         r"activation +silu +by default of the architecture",
     ):
         assert re.search(f"^{row}$", text, re.MULTILINE), row
-    assert "(x[i], x[i+8]) of a head turned by position / 10000**(2i/16), stretched (yarn)" in " ".join(text.split())
     assert "a token sees itself and 8 before\n" in text
 
 
@@ -638,29 +698,86 @@ def test_limits_follow_from_what_the_machine_gives(tmp_path):
         f"{1e9 / (weights + cache):,.0f} with all keys and values",
         f"prefill  products of int8, attention left out: {1e12 / body:,.0f} tokens/s at most",
     ]
-    ratio = (weights / 1e9) / ((body + head) / 1e12)
-    assert " ".join(lines[3:]) == (
-        f"Memory binds decoding: reading the weights takes {ratio:.1f} times as long as multiplying with them; "
-        "multiplying binds a prompt, whose tokens share what is read."
-    )
+    for mac, prompt in (
+        (1e11, "multiplying binds a prompt, whose tokens share what is read"),
+        (1e12, "it binds a prompt too, though 128 tokens share what is read"),
+    ):
+        ratio = (weights / 1e9) / ((body + head) / mac)
+        assert " ".join(limited(tmp_path, mac=mac)[1][3:]) == (
+            f"Memory binds decoding: reading the weights takes {ratio:.1f} times as long as multiplying with them; "
+            f"{prompt}."
+        )
 
 
 def test_the_sentence_names_what_binds(tmp_path):
     said = " ".join(limited(tmp_path, cache=1 << 25)[1][3:])
     assert said.startswith("Memory does not bind, and its limit does not hold: the 159.4 kB of a token fit into the")
     assert said.endswith(
-        f"(33.6 MB) and are read from there; multiplying alone would allow {1e12 / 150016:,.0f} tokens/s."
+        "(33.6 MB) and are read from there; multiplying with them, attention left out, would allow "
+        f"{1e12 / 150016:,.0f} tokens/s."
     )
+    said = " ".join(limited(tmp_path, cache=160_000)[1][3:])
+    assert "(160.0 kB) and are read from there, until keys and values make them 180.9 kB; multiplying with" in said
     said = " ".join(limited(tmp_path, cache=None)[1][3:])
     assert said.startswith("Memory binds decoding, unless the 159.4 kB fit into a cache, whose size is not known here:")
     said = " ".join(limited(tmp_path, read=1e13)[1][3:])
     assert said.startswith("Multiplying binds, decoding too: it takes 9.4 times as long as reading the weights.")
-    lines = limited(tmp_path, "f32")[1]
-    assert " ".join(lines[2:]) == (
-        "Memory binds decoding; a prompt is multiplied in floats, whose speed is not measured."
-    )
+
+
+def test_of_floats_only_the_limit_of_memory_is_known(tmp_path):
+    end = "all products are of floats, whose speed is not measured."
+    said = " ".join(limited(tmp_path, "f32")[1][2:])
+    assert said == "Memory's limit holds; whether multiplying binds before it is not known: " + end
+    said = " ".join(limited(tmp_path, "f16", cache=None)[1][2:])
+    assert said.startswith("Memory's limit holds, unless the 300.0 kB fit into a cache, whose size is not known here;")
     said = " ".join(limited(tmp_path, "f16", cache=1 << 25)[1][2:])
-    assert said.endswith("read from there; the speed of products of floats is not measured.")
+    assert said.startswith("Memory does not bind") and said.endswith("and are read from there; " + end)
+
+
+def limits_of(sizes, types, **machine):
+    a = Anatomy(large("llama", sizes, types, {}))
+    return a, limits(a, Machine(**{"read": 1e11, "mac": 1e14, "cache": 1 << 20, "isa": "avx2"} | machine))
+
+
+def test_where_many_products_are_of_floats_no_conclusion_is_drawn_from_those_of_int8():
+    layer = 2 * 4096 * 4096 + 2 * 1024 * 4096 + 3 * 4096 * 14336
+    head, int8, floats = 128256 * 4096, 16 * layer, 16 * layer  # every other layer
+    share = f"{floats / (head + int8 + floats):.1%}"
+    a, lines = limits_of(LLAMA_8B, ["q8_0", "f16"])
+    assert lines[2] == (
+        f"prefill  products of int8, which are 50.0% of all, attention left out: {1e14 / int8:,.0f} tokens/s at most"
+    )
+    end = f"{share} of a token's products are of floats, whose speed is not measured."
+    assert " ".join(lines[3:]) == "Memory's limit holds; whether multiplying binds before it is not known: " + end
+    assert " ".join(limits_of(LLAMA_8B, ["q8_0", "f16"], cache=1 << 40)[1][3:]).endswith("are read from there; " + end)
+    times = (head + int8) / 1e9 / (a.info.bytes_per_token / 1e11)  # without the floats it would not be less
+    assert " ".join(limits_of(LLAMA_8B, ["q8_0", "f16"], mac=1e9)[1][3:]) == (
+        f"Multiplying binds, decoding too: it takes at least {times:.1f} times as long as reading the weights."
+    )
+
+
+def test_few_products_of_floats_change_nothing():
+    lines = limits_of(LLAMA_8B, ["q8_0"] * 31 + ["f16"], mac=1e12)[1]
+    assert "prefill  products of int8, attention left out:" in lines[2]
+    assert lines[3].startswith("Memory binds decoding:") and "floats" not in " ".join(lines)
+    head_alone = LLAMA_8B | dict(n_embd=256, n_head_kv=32, n_ff=256, n_layer=10)
+    lines = limits_of(head_alone, ["q8_0"] * 9 + ["f16"])[1]
+    assert "which are 90.0% of all" in lines[2]
+    assert " ".join(lines[3:]).endswith("; 10.0% of a prompt's products are of floats, whose speed is not measured.")
+
+
+def test_of_keys_and_values_only_those_in_the_windows_are_read(tmp_path):
+    machine = Machine(read=1e13, mac=1e12, cache=1 << 10, isa="avx2")
+    a = Anatomy(large("nanochat", NANOCHAT_D32, ["q8_0"], WINDOWS | EPSILON))
+    seen = (24 * 512 + 8 * 2048) * 16 * (128 + 128) * 2
+    full = f"{1e13 / (a.info.bytes_per_token + seen):,.0f}"
+    assert limits(a, machine)[1].endswith(f" tokens/s at most, {full} with all keys and values seen")
+    path, _ = nanochat(tmp_path)
+    with IdModel(path) as model:
+        a = Anatomy(model)
+        seen = 2 * (2 * (16 + 5) + 2 * (32 + 24)) * 16 * 4  # windows of 5, 5, 0 and 24: keys in tiles, f32
+        full = f"{1e13 / (a.info.bytes_per_token + seen):,.0f}"
+        assert limits(a, machine)[1].endswith(f" tokens/s at most, {full} with all keys and values seen")
 
 
 def test_the_machine_is_measured_only_when_asked(monkeypatch):
