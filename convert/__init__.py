@@ -36,7 +36,10 @@ SOURCES = {
     "nanochat": "nanochat",
 }
 ENTRIES = ("ckpt.pt", "model.pt", "config.json")  # what a folder is read by: the first that is in it
-WANTED = "name a checkpoint, or a folder with a ckpt.pt, a model.pt, nanochat's models or Hugging Face's config.json"
+WANTED = (
+    "name a checkpoint, or a folder with a ckpt.pt, a model.pt, a model_{step}.pt or .bin, nanochat's base_checkpoints "
+    "or Hugging Face's config.json"
+)
 
 
 def convert_checkpoint(
@@ -68,7 +71,7 @@ def convert_checkpoint(
     n_head           heads per layer
     gelu             "erf" or "tanh"
     attention_scale  "head" or "width", whose square root scores are divided by, or the factor itself
-    softcap, rope_base, qk_scale   nanochat's constants
+    softcap, rope_base, qk_scale   nanochat's constants, the second one llama2.c's too
 
     proof            what the file does not tell is tried on text, and what rounding costs is measured: None, unless
                      that takes much memory; True: always; False: never
@@ -131,10 +134,11 @@ def find_file(src: str) -> str:
     """The file that a checkpoint is read by."""
     path = src
     if os.path.isdir(src):
-        from .nanochat import find_in_folder
+        from . import llmc, nanochat  # nanochat's rule finds build-nanogpt's models too
 
         paths = [os.path.join(src, name) for name in ENTRIES]
-        path = next((path for path in paths if os.path.exists(path)), None) or find_in_folder(src) or paths[0]
+        usual = next((path for path in paths if os.path.exists(path)), None)
+        path = usual or llmc.newest(src) or nanochat.find_in_folder(src) or paths[0]
     if not os.path.exists(path):
         raise NotFound(f"{path}: there is no such file; {WANTED}")
     if not os.path.isfile(path):

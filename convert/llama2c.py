@@ -6,33 +6,35 @@
     version 2  | magic | 2 | 7 int32 | u8 shared | int32 group_size | zeros up to byte 256 | norms | groups of int8 .. |
 
 The 7 are INTS below. Weights are Meta's Llama: RoPE turns neighbours, which is GGUF's `llama` too. No file holds the
-vocabulary, and none the base of RoPE, but for the tables of version 0.
+vocabulary. Of RoPE's base llama2.c's own files say nothing: 10000 is in its code, and so are the tables of version 0,
+whatever a model was trained with. Forks store it in model_args or in such tables.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from math import prod
 from typing import Any
 
 import numpy as np
 
-from pygpt._lib import BadFormat, Error, NotFound, Unsupported
+from pygpt._lib import BadArgument, BadFormat, Error, NotFound, Unsupported
 
 from . import llama2c_tokenizer, sentencepiece_tokenizer, vocabularies
-from .checkpoint import Checkpoint, Input, Options, Vocabulary, Weights, find_above, whole_number
+from .checkpoint import Checkpoint, Input, Options, Vocabulary, Weights, whole_number
 from .claims import Claims, is_same
 from .hf_config import number
 from .hf_llama import Sizes
+from .nanochat import read_options
 from .raw_file import RawFile
 from .torch_file import Tensor
 
 NAME = "llama2.c"
 EPSILON = 1e-5  # of its RMSNorm, where model_args have none
-BASE = 10000.0  # of its RoPE
+BASE = 10000.0  # of its RoPE, where the file has none
 MAGIC = 0x616B3432
 INTS = ("dim", "hidden_dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size", "max_seq_len")
 HEADER = 256  # bytes, from version 1 on
@@ -80,19 +82,22 @@ def recognise(source: Input) -> str | None:
 
 
 def load(source: Input, options: Options) -> Checkpoint:
-    options.refuse(NAME, "text", "tokenizer")
-    path, epsilon, base, kind = source.path, EPSILON, BASE, None
+    options.refuse(NAME, "text", "tokenizer", "rope_base")
+    path, epsilon, said_base, kind = source.path, EPSILON, None, None
     if header := read_header(path):
         s, weights, said_by = header.sizes, open_bin(source, header), "its header"
         if header.version == 0:
-            base = table_base(path, *(weights.pop(name) for name in TABLES))
+            said_base = table_base(path, *(weights.pop(name) for name in TABLES))
     else:
         value: Any = source.value
         args, config = value["model_args"], value.get("config")
         where = f"{path}: model_args"
         s, weights, said_by = args_sizes(args, source.weights, where), source.weights, "model_args"
         epsilon = number(args, "norm_eps", 0, 1, EPSILON, where)
+        if args.get("rope_theta") is not None:
+            said_base = number(args, "rope_theta", 1, 1e15, None, where)
         kind = {**(config if type(config) is dict else {}), **args}.get("vocab_source")
+    base, assumed = find_base(path, said_base, options)
     tensors = bind(path, weights, s, said_by)
     vocabulary, found = find_vocabulary(path, s.n_vocab, kind, options)
     return Checkpoint(
@@ -103,9 +108,21 @@ def load(source: Input, options: Options) -> Checkpoint:
         tensors=tensors,
         vocabulary=vocabulary,
         summary=summary(s, base, HEAD[1] not in tensors),
-        assumptions=[*vocabulary.assumptions],
+        assumptions=[*assumed, *vocabulary.assumptions],
         files=found,
     )
+
+
+def find_base(path: str, said: float | None, options: Options) -> tuple[float, list[str]]:
+    """RoPE's base, and a sentence about it where the file does not say it."""
+    named = read_options(options).get("rope_base")
+    if said is not None:
+        if named is not None and not math.isclose(named, said, rel_tol=1e-3):  # tables say it in four digits
+            raise BadArgument(f"--rope-base {named:.10g} contradicts {path}, which says {said:.10g}; leave it out")
+        return said, []
+    if named is not None:
+        return named, [f"RoPE's base is {named:.10g}, as the option says."]
+    return BASE, [f"RoPE's base is {BASE:.10g}, as in llama2.c's code (--rope-base if not)."]
 
 
 # ---- sizes
@@ -185,14 +202,9 @@ def read_header(path: str) -> Header | None:
     """None if it is another file. Without a magic number the size must be right to the byte."""
     with open(path, "rb") as file:
         head = file.read(41)
-    if len(head) >= 28 and head[:4] != MAGIC.to_bytes(4, "little"):
-        *ints, n_vocab, n_ctx = struct.unpack("<7i", head[:28])
-        try:
-            sizes = find_sizes(dict(zip(INTS, (*ints, abs(n_vocab), n_ctx), strict=True)), path)
-        except BadFormat:
-            return None
-        header = Header(0, sizes, n_vocab > 0, 28)
-        return header if size_by(header) == os.path.getsize(path) else None
+    if head[:4] != MAGIC.to_bytes(4, "little"):
+        header = old_header(path, head)
+        return header if header and size_by(header) == os.path.getsize(path) else None
     if len(head) < 41:
         return None
     version, *numbers, shared, group = struct.unpack("<i7iBi", head[4:])
@@ -204,6 +216,31 @@ def read_header(path: str) -> Header | None:
     if version == 2:
         group = whole_number({"group_size": group}, "group_size", 1, 1 << 20, path)
     return Header(version, sizes, shared == 1, HEADER, group if version == 2 else 0)
+
+
+def old_header(path: str, head: bytes) -> Header | None:
+    """Of version 0, whose header has no mark: any 7 numbers that can be sizes."""
+    if len(head) < 28:
+        return None
+    *ints, n_vocab, n_ctx = struct.unpack("<7i", head[:28])
+    try:
+        sizes = find_sizes(dict(zip(INTS, (*ints, abs(n_vocab), n_ctx), strict=True)), path)
+    except BadFormat:
+        return None
+    return Header(0, sizes, n_vocab > 0, 28)
+
+
+def cut_short(path: str) -> str | None:
+    """What to say about a file that begins like version 0 and ends too early; None about all others."""
+    with open(path, "rb") as file:
+        header = old_header(path, file.read(28))
+    found = os.path.getsize(path)
+    if header is None or found >= size_by(header):
+        return None
+    return (
+        f"{path}: looks like llama2.c's export of version 0: expected {size_by(header)} bytes by its sizes, found "
+        f"{found}; it was cut short, copy it again"
+    )
 
 
 def entries(header: Header) -> Iterator[tuple[str, tuple[int, ...], int]]:
@@ -221,7 +258,7 @@ def size_by(header: Header) -> int:
     """Bytes of a whole file."""
     size = header.begin
     for name, shape, group in entries(header):
-        n = prod(shape)
+        n = math.prod(shape)
         size += (n + 4 * (n // group) if group else 4 * n) * (header.sizes.n_layer if name in LAYERED else 1)
     return size
 
@@ -235,21 +272,22 @@ def open_bin(source: Input, header: Header) -> dict[str, Tensor]:
     file = source.stack.enter_context(RawFile(source.path))
     file.end = header.begin
     for name, shape, group in entries(header):
-        if group and prod(shape) % group:
+        if group and math.prod(shape) % group:
             raise BadFormat(f"{source.path}: {name} of shape {list(shape)} cannot be cut into groups of {group}")
         for i in range(header.sizes.n_layer if name in LAYERED else 1):
             file.place(f"layers.{i}.{name}" if name in LAYERED else name, shape, group=group)
     return file.tensors
 
 
-def table_base(path: str, cos: Tensor, sin: Tensor) -> float:
+def table_base(path: str, cos: Tensor, sin: Tensor) -> float | None:
     """RoPE's base by the tables of version 0: at position 1 pair i of n turns by base ** (-i / n).
 
-    run.c computes the turns itself today and skips the tables: zeros are as good.
+    None: they are llama2.c's own, which it writes for models of any base; or zeros, which are as good, as run.c
+    computes the turns itself today.
     """
     n_ctx, n = sin.shape
     if n_ctx < 2 or n < 2:
-        return BASE
+        return None
     found = np.concatenate((cos.rows(1, 1)[0], sin.rows(1, 1)[0]))
 
     def fits(base: float) -> bool:
@@ -257,7 +295,7 @@ def table_base(path: str, cos: Tensor, sin: Tensor) -> float:
         return np.allclose(found, np.concatenate((np.cos(angle), np.sin(angle))), rtol=0, atol=1e-4)
 
     if fits(BASE) or not found.any():
-        return BASE
+        return None
     angle = np.arctan2(float(found[n + 1]), float(found[1]))
     base = float(f"{angle**-n:.4g}") if 0 < angle < 1 else 1.0
     if not fits(base):
@@ -288,7 +326,8 @@ def bind(path: str, weights: Mapping[str, Tensor], s: Sizes, said_by: str) -> di
 
 
 def find_vocabulary(path: str, n_vocab: int, kind: object, options: Options) -> tuple[Vocabulary, list[str]]:
-    """What the user named; else the tokenizer beside the checkpoint or above it. Also the file that it was found in.
+    """What the user named; else the nearest tokenizer of as many tokens, beside the checkpoint or above it. Also the
+    file that it was found in.
 
     kind: "llama2" or "custom", as the config's vocab_source says; None in .bin files.
     """
@@ -296,7 +335,7 @@ def find_vocabulary(path: str, n_vocab: int, kind: object, options: Options) -> 
         return llama2c_tokenizer.as_run_c(vocabularies.named(options.tokenizer, n_vocab)), []
     misfit: Error | None = None
     names = tokenizer_names(n_vocab, kind)
-    for found in filter(None, (find_above(path, name) for name in names)):
+    for found in (found for same in names for found in nearest_first(path, same)):
         read = llama2c_tokenizer.from_bin if found.endswith(".bin") else sentencepiece_tokenizer.from_model_of_size
         try:
             vocabulary = read(found, n_vocab)
@@ -304,19 +343,30 @@ def find_vocabulary(path: str, n_vocab: int, kind: object, options: Options) -> 
             misfit = misfit or error
             continue
         if kind is None:
-            vocabulary.assumptions.append(f"The vocabulary is that of {found}: as many tokens, and the nearest one.")
+            why = f"The vocabulary is that of {found}: as many tokens, and the nearest of its name."
+            vocabulary.assumptions.append(why)
         return llama2c_tokenizer.as_run_c(vocabulary), [found]
     raise misfit or NotFound(
-        f"{path}: expected the vocabulary of its {n_vocab} ids, found no {names[0]} and the like beside it or above; "
-        "name it with --tokenizer tokenizer.bin"
+        f"{path}: expected the vocabulary of its {n_vocab} ids, found no {names[0][0]} and the like beside it or "
+        "above; name it with --tokenizer tokenizer.bin"
     )
 
 
-def tokenizer_names(n_vocab: int, kind: object) -> list[str]:
-    """What llama2.c calls its tokenizers. tokenizer.model in its folder is Llama 2's, and no custom one."""
-    stems = []
+def nearest_first(path: str, names: Sequence[str]) -> Iterator[str]:
+    """The files of these names: in the folder of `path`, the one above it, and so on to the root."""
+    folder = os.path.abspath(path)
+    while folder != (folder := os.path.dirname(folder)):
+        yield from filter(os.path.isfile, (os.path.join(folder, name) for name in names))
+
+
+def tokenizer_names(n_vocab: int, kind: object) -> list[list[str]]:
+    """What llama2.c calls its tokenizers: the names that say their size, and the one that does not.
+
+    tokenizer.model in its folder is Llama 2's, and no custom one.
+    """
+    groups = []
     if kind != "llama2":
-        stems += [os.path.join("data", f"tok{n_vocab}"), f"tok{n_vocab}"]
+        groups.append([os.path.join("data", f"tok{n_vocab}"), f"tok{n_vocab}"])
     if kind != "custom" or n_vocab != LLAMA2:
-        stems.append("tokenizer")
-    return [stem + end for stem in stems for end in (".model", ".bin")]
+        groups.append(["tokenizer"])
+    return [[stem + end for stem in stems for end in (".model", ".bin")] for stems in groups]

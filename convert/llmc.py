@@ -34,6 +34,8 @@ N_HEADER = 256  # numbers
 EPSILON = 1e-5  # of LayerNorm; and of RMSNorm where int32 has made 0 of it
 LLAMA31 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}  # use_scaled_rope
 LLAMA31_CONTEXT = 8192  # before RoPE was scaled
+MODEL = re.compile(r"model_([0-9]{8})\.bin")  # of a step; behind it an empty file is written as a mark
+MARK = "DONE_"  # and the step
 
 # llm.c's name, name in GGUF, shape; in the order of the file. A {} stands for each layer
 # P (rows of the embedding), T (positions), C (width), 3 (3 C), F (4 C)
@@ -315,6 +317,17 @@ def find_vocabulary(path: str, n_vocab: int, options: Options) -> tuple[Vocabula
 # ---- what both share
 
 
+def newest(folder: str) -> str | None:
+    """The model of the highest step that is marked as whole, as llm.c takes it up again; if none is, of the highest."""
+    try:
+        names = {*os.listdir(folder)}
+    except OSError:
+        return None
+    steps = [found[1] for name in names if (found := MODEL.fullmatch(name))]
+    whole = [step for step in steps if MARK + step in names]
+    return os.path.join(folder, f"model_{max(whole or steps)}.bin") if steps else None
+
+
 def count(order: Order, sizes: Mapping[str, int], n_layer: int) -> int:
     """Numbers in a file of this order."""
     return sum(prod(sizes[letter] for letter in shape) * (n_layer if "{}" in ours else 1) for _, ours, shape in order)
@@ -331,9 +344,9 @@ def place(
 
 
 def cut(path: str) -> str:
-    """What to say about a file that ends too early. Behind a checkpoint llm.c writes an empty file as its mark."""
-    step = re.fullmatch(r"model_(\d{8})\.bin", os.path.basename(path))
-    mark = f"DONE_{step[1]}" if step else ""
+    """What to say about a file that ends too early."""
+    step = MODEL.fullmatch(os.path.basename(path))
+    mark = MARK + step[1] if step else ""
     if mark and not os.path.exists(os.path.join(os.path.dirname(path), mark)):
         return f"no {mark} lies beside it either: it was not written to its end, take another checkpoint"
     return "it was cut short, copy it again"

@@ -374,8 +374,8 @@ def arguments_convert(p: argparse.ArgumentParser) -> None:
     p.add_argument("--gelu", choices=["erf", "tanh"], help="the GELU that the model was trained with")
     scale = "scores are divided by the root of the head size (head), of the width (width), or multiplied by a number"
     p.add_argument("--attention-scale", metavar="S", help=scale)
-    for name in ("softcap", "rope-base", "qk-scale"):
-        p.add_argument(f"--{name}", metavar="X", type=positive, help="a constant of nanochat")
+    for name, of in (("softcap", "nanochat"), ("qk-scale", "nanochat"), ("rope-base", "nanochat or llama2.c")):
+        p.add_argument(f"--{name}", metavar="X", type=positive, help=f"a constant of {of}")
     proof = "try on text what the file does not tell, and measure what rounding costs (default: if memory allows)"
     p.add_argument("--proof", action=argparse.BooleanOptionalAction, help=proof)
     p.add_argument("--check", metavar="FILE.py:CLASS", help="run your own module (needs torch) and compare its logits")

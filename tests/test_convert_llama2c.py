@@ -35,6 +35,7 @@ WORDS = {c: -1000.0 - i for i, c in enumerate(LETTERS)} | {word: -float(i // 3) 
 PIECES = twin.byte_pieces(WORDS)
 BIN = tokenizer_bin(PIECES)
 V = len(PIECES)
+BASE_ASSUMED = "RoPE's base is 10000, as in llama2.c's code (--rope-base if not)."
 SHAPES = {
     "stories260K": Config(vocab_size=V),
     "48 wide, untied, no groups": Config(48, 128, 3, 4, None, V, tied=False),
@@ -130,8 +131,9 @@ def test_the_keys_are_those_of_llama_cpp(tmp_path):
         "llama.rope.dimension_count": 8,
         "llama.rope.freq_base": 10000,
         "pygpt.source": "llama2.c",
+        "pygpt.assumptions": report.assumptions,
     }
-    assert file.keys["general.architecture"] == "llama" and not report.assumptions
+    assert file.keys["general.architecture"] == "llama" and report.assumptions == [BASE_ASSUMED]
     assert "tokens from" in report.vocabulary and report.recognised_by.startswith("model_args and layers.0")
 
 
@@ -319,8 +321,17 @@ def test_a_file_must_end_exactly(tmp_path, write, change):
 
 def test_without_a_magic_number_the_size_must_be_right_to_the_byte(tmp_path):
     data = twin.version_0(random_model(Config(vocab_size=V)))
-    for wrong in (data[:-4], data + b"\0\0\0\0", b"\1\0\0\0" + data[4:]):
+    for wrong in (data + b"\0\0\0\0", b"\1\0\0\0" + data[4:], data[:27]):
         refused(written(tmp_path, wrong), "not a file of torch.save", ValueError)
+
+
+@pytest.mark.parametrize("dim", [64, 640], ids=["64 wide", "beginning like a pickle"])
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+def test_a_version_0_that_was_cut_short_is_named(tmp_path, tied, dim):
+    data = twin.version_0(random_model(Config(dim, n_layers=1, vocab_size=V, tied=tied)))
+    for n in (28, 1000, len(data) - 1):
+        sentence = refused(written(tmp_path, data[:n]), "export of version 0", ValueError)
+        assert f"expected {len(data)} bytes by its sizes, found {n}; it was cut short" in sentence
 
 
 @pytest.mark.parametrize(
@@ -391,6 +402,8 @@ def test_damaged_files_end_in_a_sentence_or_are_converted(tmp_path, kind):
         ({"vocab_size": 999}, "expected tok_embeddings.weight to have shape"),
         ({"dim": "64"}, "expected dim to be a whole number"),
         ({"norm_eps": -1}, "expected norm_eps to be a number"),
+        ({"rope_theta": 0}, "expected rope_theta to be a number"),
+        ({"rope_theta": "1e6"}, "expected rope_theta to be a number"),
         ({"max_seq_len": 1 << 40}, "expected max_seq_len to be a whole number"),
     ],
 )
@@ -410,6 +423,16 @@ def test_tensors_that_are_missing_or_too_many_are_named(tmp_path):
         refused(written(tmp_path, value), f"expected a tensor {name}")
 
 
+def test_weights_without_model_args_are_named(tmp_path):
+    weights = random_model(Config(vocab_size=V)).state_dict()
+    for value in (weights, {"model": weights}, {"model": weights, "model_args": None}):
+        sentence = refused(
+            written(tmp_path, value), "the nearest is llama2.c, but no model_args with its sizes lie beside"
+        )
+        assert "the ckpt.pt that its train.py saves" in sentence
+    refused(written(tmp_path, weights | {"rope.freqs": torch.zeros(4)}), "llama2.c, but it has 'rope.freqs' \\(")
+
+
 def test_a_head_that_is_missing_is_tied(tmp_path):
     value = checkpoint(random_model(Config(vocab_size=V)))
     del value["model"]["output.weight"]
@@ -420,8 +443,60 @@ def test_a_head_that_is_missing_is_tied(tmp_path):
 
 def test_options_that_change_nothing_are_refused(tmp_path):
     path = written(tmp_path, checkpoint(random_model(Config(vocab_size=V))))
-    for name, value in (("gelu", "erf"), ("meta", "meta.pkl"), ("n_head", 4), ("rope_base", 1e6)):
+    for name, value in (("gelu", "erf"), ("meta", "meta.pkl"), ("n_head", 4), ("softcap", 15.0)):
         refused(path, f"--{name.replace('_', '-')} is not for llama2.c", ValueError, **{name: value})
+
+
+# ---- RoPE's base
+
+
+def converted_with(tmp_path, data, **options):
+    """RoPE's base in the model file, and what was said about it."""
+    report = convert_checkpoint(written(tmp_path, data), type="f32", proof=False, **options)
+    return File(report.path).keys["llama.rope.freq_base"], [line for line in report.assumptions if "RoPE" in line]
+
+
+def with_theta(model, theta):
+    """As forks save it."""
+    value = checkpoint(model)
+    value["model_args"]["rope_theta"] = theta
+    return value
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_where_the_file_does_not_say_the_base_the_option_does(tmp_path, kind):
+    data = FORMATS[kind](random_model(Config(vocab_size=V, n_layers=1)))
+    assert converted_with(tmp_path, data) == (10000, [BASE_ASSUMED])
+    said = ["RoPE's base is 1000000, as the option says."]
+    assert converted_with(tmp_path, data, rope_base=1e6) == (1e6, said)
+    for wrong in (0.5, -1.0, float("nan"), "1e6"):
+        refused(written(tmp_path, data), "must be a number above 1", rope_base=wrong)
+
+
+def test_a_base_in_model_args_counts(tmp_path):
+    model = random_model(Config(vocab_size=V, theta=500000.0))
+    _, report = converted(tmp_path, with_theta(model, 500000.0))
+    assert not report.assumptions and "RoPE 500000" in report.summary
+    with pygpt.Model(report.path) as own:
+        assert np.abs(own.logits(some_ids()) - model.logits(some_ids())).max() < F32
+    assert converted_with(tmp_path, with_theta(model, None)) == (10000, [BASE_ASSUMED])
+
+
+def test_the_base_of_the_option_is_what_is_computed(tmp_path):
+    model = random_model(Config(vocab_size=V, theta=500000.0))
+    report = convert_checkpoint(written(tmp_path, twin.version_1(model)), type="f32", proof=False, rope_base=500000)
+    with pygpt.Model(report.path) as own:
+        assert np.abs(own.logits(some_ids()) - model.logits(some_ids())).max() < F32
+
+
+@pytest.mark.parametrize("kind", ["model_args", "tables"])
+def test_an_option_that_contradicts_the_base_in_the_file_is_refused(tmp_path, kind):
+    model = random_model(Config(vocab_size=V, n_layers=1, theta=500000.0))
+    data = with_theta(model, 500000.0) if kind == "model_args" else twin.version_0(model)
+    assert converted_with(tmp_path, data, rope_base=5e5) == (500000, [])
+    (path,) = [path for path in tmp_path.iterdir() if path.name in ("ckpt.pt", "model.bin")]
+    path.with_suffix(".gguf").unlink()
+    refused(path, "--rope-base 10000 contradicts .*, which says 500000; leave it out", ValueError, rope_base=10000.0)
 
 
 # ---- where the vocabulary is found
@@ -460,6 +535,39 @@ def test_a_tokenizer_of_another_size_is_passed_over(tmp_path):
     save(tmp_path / "repo" / "out" / "tokenizer.bin", BIN)
     save(tmp_path / "repo" / "data" / f"tok{V}.bin", SHORT)
     assert found(tmp_path) == BIN
+    (tmp_path / "repo" / "out" / "tokenizer.bin").rename(tmp_path / "repo" / "tokenizer.bin")
+    save(tmp_path / "repo" / "out" / "tokenizer.bin", SHORT)
+    assert found(tmp_path) == BIN
+
+
+def tokenizer_model(pieces):
+    """A tokenizer.model of these pieces with their scores, as sentencepiece trains it by byte pairs."""
+
+    def field(number, data):
+        return bytes([number << 3 | 2, len(data)]) + data
+
+    types = [2, 3, 3] + [6] * 256 + [1] * len(pieces)  # unknown, control, bytes, normal; below: trained by pairs
+    parts = [
+        field(1, field(1, text.encode()) + b"\x15" + struct.pack("<f", score) + bytes([3 << 3, kind]))
+        for (text, score), kind in zip(pieces, types, strict=False)
+    ]
+    return b"".join(parts) + field(2, bytes([3 << 3, 2])) + field(3, bytes([3 << 3, 1, 4 << 3, 0]))
+
+
+@pytest.mark.parametrize("kind", ["custom", None])
+def test_the_nearest_tokenizer_wins_whatever_its_ending(tmp_path, kind):
+    """One above may be another project's: a model of the same folder comes first, not one of any."""
+    other = tokenizer_model(twin.byte_pieces(dict.fromkeys(WORDS, 0.0)))
+    data = checkpoint(random_model(Config(vocab_size=V, n_layers=1)), vocab_source=kind)
+    save(tmp_path / "tokenizer.model", other)
+    assert found(tmp_path, data) == OTHER
+    save(tmp_path / "repo" / "tokenizer.bin", BIN)
+    assert found(tmp_path, data) == BIN
+    save(tmp_path / "repo" / "tokenizer.model", other)
+    assert found(tmp_path, data) == OTHER
+    save(tmp_path / "repo" / "out" / f"tok{V}.bin", BIN)
+    save(tmp_path / "repo" / "data" / f"tok{V}.model", other)
+    assert found(tmp_path, data) == BIN
 
 
 def test_the_option_comes_first(tmp_path):
@@ -477,15 +585,16 @@ def test_a_model_of_llama_2s_vocabulary_does_not_look_at_custom_ones(tmp_path):
 
 def test_a_custom_vocabulary_of_32000_is_not_taken_for_llama_2s(tmp_path):
     names = {kind: llama2c.tokenizer_names(32000, kind) for kind in ("custom", "llama2", None)}
-    assert "tokenizer.bin" not in names["custom"] and "tok32000.bin" in names["custom"]
-    assert names["llama2"] == ["tokenizer.model", "tokenizer.bin"]
-    assert names[None][-2:] == ["tokenizer.model", "tokenizer.bin"]
+    of_its_size = ["data/tok32000.model", "data/tok32000.bin", "tok32000.model", "tok32000.bin"]
+    assert names["custom"] == [of_its_size] and names["llama2"] == [["tokenizer.model", "tokenizer.bin"]]
+    assert names[None] == [*names["custom"], *names["llama2"]]
 
 
 def test_a_vocabulary_that_a_bin_file_does_not_name_is_an_assumption(tmp_path):
     _, report = converted(tmp_path, twin.version_1(random_model(Config(vocab_size=V))))
     assert report.assumptions == [
-        f"The vocabulary is that of {tmp_path / 'tokenizer.bin'}: as many tokens, and the nearest one."
+        BASE_ASSUMED,
+        f"The vocabulary is that of {tmp_path / 'tokenizer.bin'}: as many tokens, and the nearest of its name.",
     ]
 
 
@@ -609,7 +718,7 @@ def test_a_tokenizer_model_that_is_found_must_have_as_many_tokens(tmp_path):
     sentence = refused(path, "expected a tokenizer of 384 tokens.*found 320", ValueError)
     assert options_named(sentence) == {"--tokenizer"}
     file, report = converted(tmp_path, checkpoint(random_model(Config(vocab_size=384))), tokenizer=None, named=model)
-    assert "320 tokens from" in report.vocabulary and "from 320 on are padding" in report.assumptions[0]
+    assert "320 tokens from" in report.vocabulary and "from 320 on are padding" in report.assumptions[1]
     tokenizer = Tokenizer.from_file(report.path)
     assert tokenizer.banned_ids(384) == [*range(320, 384)] and tokenizer.encode("a")[0] == 1
     refused(save(tmp_path / "more.pt", checkpoint(random_model(Config(vocab_size=V)))), "found 320", tokenizer=model)

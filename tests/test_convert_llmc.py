@@ -227,6 +227,22 @@ def test_a_checkpoint_that_was_not_finished_is_told_by_its_mark(tmp_path):
     assert convert_checkpoint(path, text=tmp_path / "text.txt", proof=False).path.endswith("model_00001000.gguf")
 
 
+def test_a_log_folder_means_the_newest_model_that_was_written_to_its_end(tmp_path):
+    log = tmp_path / "log124M"
+    log.mkdir()
+    data = llmc.gpt2(gpt.random_gpt(gpt.Config(gelu="gelu_tanh", n_layer=1)))
+    for name in ("model_00000000.bin", "model_00000010.bin", "model_00000020.bin"):
+        written(log, data, name)
+    written(log, data[:-4], "model_00000030.bin")  # which training has just begun to write
+    for name in ("state_00000040_00000.bin", "model_00000050.bin.tmp", "main.log", "DONE_00000060"):
+        (log / name).touch()
+    options = {"text": log / "text.txt", "proof": False}
+    refused(log, "model_00000030.bin: expected .*; no DONE_00000030", ValueError, **options)
+    for step, newest in ((0, 0), (20, 20), (10, 20)):
+        (log / f"DONE_{step:08d}").touch()
+        assert convert_checkpoint(log, **options).path == str(log / f"model_{newest:08d}.gguf")
+
+
 @pytest.mark.parametrize(
     ("at", "number", "match"),
     [
