@@ -145,13 +145,14 @@ static int work_init(struct work *w, const struct hparams *h, int n_workers) {
 
 /* ---- opening ---- */
 
-/* A bias of zeros is what a model without biases is written with: no parameter. */
-static int is_absent_bias(const struct gpt_tensor *t) {
+/* Parameters, that is. A bias of zeros is what a model without biases is written with; rope's divisors follow from settings. */
+static int is_learned(const struct gpt_tensor *t) {
     const char *dot = strrchr(t->name, '.');
-    if (t->n_dims > 1 || !dot || strcmp(dot, ".bias")) return 0;
+    if (!strcmp(t->name, "rope_freqs.weight")) return 0;
+    if (t->n_dims > 1 || !dot || strcmp(dot, ".bias")) return 1;
     for (int64_t i = 0; i < t->bytes; i++)
-        if (((const char *)t->data)[i]) return 0;
-    return 1;
+        if (((const char *)t->data)[i]) return 1;
+    return 0;
 }
 
 static int find_arch(struct gpt_model *m) {
@@ -190,7 +191,7 @@ struct gpt_model *model_open(const char *path, int n_threads) {
     }
     for (int64_t i = 0; i < gguf_n_tensors(m->file); i++) {
         const struct gpt_tensor *t = gguf_tensor(m->file, i);
-        if (!is_absent_bias(t)) m->n_params += t->shape[0] * t->shape[1] * t->shape[2] * t->shape[3];
+        if (is_learned(t)) m->n_params += t->shape[0] * t->shape[1] * t->shape[2] * t->shape[3];
     }
     m->pool = pool_new(n_threads ? n_threads : (int)i64_min(os_cpu_count(), POOL_MAX));
     if (!m->pool || work_init(&m->work, &m->h, pool_size(m->pool))) goto fail;
