@@ -9,10 +9,11 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 from pygpt._lib import BadFormat, NotFound, Unreadable, Unsupported
 from pygpt.split_rules import GPT2, RULES
+from pygpt.tokenizer import ALWAYS, FIRST, Borders
 from pygpt.vocabulary import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED
 
 from . import gpt2_bpe
@@ -29,6 +30,19 @@ TURN_ENDS = ("<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|end_of_t
 SPECIAL_IDS = (("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding"))  # theirs, GGUF's
 
 
+class Added(NamedTuple):
+    """A token that was added to the vocabulary or stands out of it. flags: of AddedToken, those that are set."""
+
+    id: Any
+    text: Any
+    flags: frozenset[str] = frozenset()
+
+    @staticmethod
+    def of(id: Any, entry: dict[str, Any]) -> Added:
+        flags = ("special", "normalized", *Borders._fields)
+        return Added(id, entry.get("content"), frozenset(flag for flag in flags if entry.get(flag) is True))
+
+
 class Table:
     """The tokens by their ids, as they are found in the file `path` for a model of `n_vocab` ids."""
 
@@ -37,6 +51,7 @@ class Table:
         self.tokens: list[str | None] = [None] * n_vocab
         self.types = [UNUSED] * n_vocab
         self.scores = [-10000.0] * n_vocab  # as llama.cpp's converter gives to what is unused
+        self.added: dict[int, Added] = {}
 
     def put(self, id: Any, text: Any, kind: int, score: float = 0.0) -> None:
         if type(id) is not int or type(text) is not str or id < 0:
@@ -50,13 +65,21 @@ class Table:
             text = text.replace(SPACE, " ")
         self.tokens[id], self.types[id], self.scores[id] = text, kind, score
 
-    def add(self, entries: Iterable[tuple[Any, Any, bool]]) -> None:
-        """Tokens that were added to the vocabulary or stand out of it: (id, text, is it special?)."""
-        for id, text, special in entries:
-            is_control = special or (type(text) is str and looks_special(text))
+    def add(self, entries: Iterable[Added]) -> None:
+        for entry in entries:
+            id, text, flags = entry
+            is_control = "special" in flags or (type(text) is str and looks_special(text))
             known = self.types[id] if type(id) is int and 0 <= id < self.n_vocab and self.tokens[id] == text else None
             kind = known if known in (UNKNOWN, BYTE) else CONTROL if is_control else USER_DEFINED
             self.put(id, text, kind, -1000.0)  # as llama.cpp's converter
+            self.added[id] = entry
+
+    def borders(self) -> dict[str, list[int]]:
+        """Keys for the added tokens that have to do with the text beside them."""
+        found = {
+            flag: sorted(id for id, entry in self.added.items() if flag in entry.flags) for flag in Borders._fields
+        }
+        return {f"pygpt.tokenizer.{flag}": ids for flag, ids in found.items() if ids}
 
     def fill(self) -> list[str]:
         """All tokens. Ids without one are padding: they get a name, and no text can produce them."""
@@ -88,7 +111,7 @@ def find_vocabulary(folder: str, config: dict[str, Any], n_vocab: int, is_gpt2: 
         vocabulary = from_json(table, tokenizer, model_path)
     elif os.path.isfile(model_path):
         table = Table(model_path, n_vocab)
-        vocabulary = from_sentencepiece(table, read_model(model_path), folder, settings)
+        vocabulary = from_folder(table, read_model(model_path), folder, settings)
     elif is_gpt2 and os.path.isfile(os.path.join(folder, "vocab.json")):
         table = Table(os.path.join(folder, "vocab.json"), n_vocab)
         vocabulary = from_vocab_and_merges(table, folder)
@@ -102,6 +125,7 @@ def find_vocabulary(folder: str, config: dict[str, Any], n_vocab: int, is_gpt2: 
         )
     tokens = vocabulary.keys["tokenizer.ggml.tokens"] = table.fill()
     vocabulary.keys["tokenizer.ggml.token_type"] = table.types
+    vocabulary.keys |= table.borders()
     vocabulary.keys |= special_ids(folder, tokens, settings, config)
     vocabulary.keys |= added_ids(tokenizer, tokens, settings, vocabulary.keys)
     vocabulary.text += f", {n_vocab - table.n_padding} tokens"
@@ -177,7 +201,7 @@ def from_byte_level(table: Table, tokenizer: dict[str, Any]) -> Vocabulary:
 def from_metaspace(table: Table, tokenizer: dict[str, Any], model_path: str) -> Vocabulary:
     """sentencepiece's BPE as tokenizers spells it. tokenizer.model, if it is the same, has the scores."""
     model = tokenizer["model"]
-    add_prefix = space_prefix(tokenizer, table.path)
+    add_prefix, scheme = space_prefix(tokenizer, table.path)
     vocab, merges = model["vocab"], merges_of(model, table.path)
     trained = read_model(model_path) if os.path.isfile(model_path) else SentencepieceModel()
     is_same = trained.model_type == "BPE" and all(vocab.get(piece[0]) == id for id, piece in enumerate(trained.pieces))
@@ -189,7 +213,16 @@ def from_metaspace(table: Table, tokenizer: dict[str, Any], model_path: str) -> 
         kind = BYTE if model.get("byte_fallback") is True and re.fullmatch("<0x[0-9A-F]{2}>", text) else NORMAL
         table.put(id, text, UNKNOWN if text == unknown_token(model) else kind, scores.get(text, -float(len(merges))))
     table.add(added_tokens(tokenizer, table.path))
-    return llama_vocabulary(table, add_prefix)
+    vocabulary = llama_vocabulary(table, add_prefix, scheme)
+    if model.get("fuse_unk") is not True and not has_all_bytes(table):
+        vocabulary.keys["pygpt.tokenizer.fuse_unknown"] = False
+    changed = [entry.text for entry in table.added.values() if "normalized" in entry.flags]
+    if add_prefix and scheme is None and changed:
+        vocabulary.assumptions.append(
+            f"Tokens like {shown(changed[0])} are found wherever a text has them; transformers finds those that are "
+            "marked as normalized only behind a space, and takes it away."
+        )
+    return vocabulary
 
 
 def unknown_token(model: dict[str, Any]) -> str:
@@ -197,26 +230,21 @@ def unknown_token(model: dict[str, Any]) -> str:
     return token if type(token) is str else "<unk>"
 
 
-def from_sentencepiece(table: Table, model: SentencepieceModel, folder: str, settings: dict[str, Any]) -> Vocabulary:
-    """tokenizer.model alone, with the tokens that were added to it."""
-    if model.model_type != "BPE":
-        raise Unsupported(f"{table.path}: the tokenizer is {model.model_type}, and only BPE can be converted")
-    for id, (text, score, kind) in enumerate(model.pieces):
-        table.put(id, text, kind, score)
-    table.add((id, text, False) for text, id in read_optional(folder, "added_tokens.json").items())
+def from_folder(table: Table, model: SentencepieceModel, folder: str, settings: dict[str, Any]) -> Vocabulary:
+    """tokenizer.model as transformers reads it, where tokenizer_config.json counts."""
     decoder = settings.get("added_tokens_decoder")
     entries = decoder.items() if type(decoder) is dict else ()
-    table.add(
-        (int(id) if id.isdecimal() and len(id) < 10 else id, entry.get("content"), entry.get("special") is True)
+    added = [
+        Added.of(int(id) if id.isdecimal() and len(id) < 10 else id, entry)
         for id, entry in entries
         if type(entry) is dict
-    )
-    add_prefix = settings.get("add_prefix_space")
-    vocabulary = llama_vocabulary(table, add_prefix if type(add_prefix) is bool else model.add_dummy_prefix)
-    for name, ours in SPECIAL_IDS[:3]:
-        if 0 <= model.ids[name] < table.n_vocab:
-            vocabulary.keys[f"tokenizer.ggml.{ours}_token_id"] = model.ids[name]
-    if model.has_charsmap:
+    ]
+    vocabulary = from_sentencepiece(table, model, folder, added)
+    if type(add_prefix := settings.get("add_prefix_space")) is bool:
+        vocabulary.keys["tokenizer.ggml.add_space_prefix"] = add_prefix
+    if settings and vocabulary.keys["tokenizer.ggml.add_space_prefix"]:
+        vocabulary.keys["pygpt.tokenizer.space_prefix"] = ALWAYS if settings.get("legacy") is True else FIRST
+    if model.charsmap:
         vocabulary.assumptions.append(
             f"The tokenizer asks for the normalization {shown(model.normalizer)}, which is not applied, as in "
             "transformers: text that it would change gets other ids."
@@ -224,17 +252,44 @@ def from_sentencepiece(table: Table, model: SentencepieceModel, folder: str, set
     return vocabulary
 
 
-def llama_vocabulary(table: Table, add_prefix: bool) -> Vocabulary:
+def from_sentencepiece(table: Table, model: SentencepieceModel, folder: str, added: Iterable[Added] = ()) -> Vocabulary:
+    """The pieces of tokenizer.model, with the tokens that were added to it."""
+    if model.model_type != "BPE":
+        raise Unsupported(f"{table.path}: the tokenizer is {model.model_type}, and only BPE can be converted")
+    if model.whitespace_as_suffix:
+        raise Unsupported(
+            f"{table.path}: the tokenizer joins spaces to the words before them (treat_whitespace_as_suffix), and only "
+            "one that joins them to those behind can be converted"
+        )
+    for id, (text, score, kind) in enumerate(model.pieces):
+        table.put(id, text, kind, score)
+    table.add(Added(id, text) for text, id in read_optional(folder, "added_tokens.json").items())
+    table.add(added)
+    vocabulary = llama_vocabulary(table, model.add_dummy_prefix)
+    for name, ours in SPECIAL_IDS[:3]:
+        if 0 <= model.ids[name] < table.n_vocab:
+            vocabulary.keys[f"tokenizer.ggml.{ours}_token_id"] = model.ids[name]
+    return vocabulary
+
+
+def llama_vocabulary(table: Table, add_prefix: bool, scheme: str | None = None) -> Vocabulary:
+    """scheme: which parts of a text get the space, by its name in pygpt.tokenizer."""
     keys = {
         "tokenizer.ggml.model": "llama",
         "tokenizer.ggml.pre": "default",
         "tokenizer.ggml.scores": table.scores,
         "tokenizer.ggml.add_space_prefix": add_prefix,
     }
+    if scheme:
+        keys["pygpt.tokenizer.space_prefix"] = scheme
     assumptions = []
-    if table.types.count(BYTE) != 256:
+    if not has_all_bytes(table):
         assumptions.append("The vocabulary has no token for each byte: characters that it lacks become unknown.")
     return Vocabulary(keys, "sentencepiece BPE", assumptions)
+
+
+def has_all_bytes(table: Table) -> bool:
+    return table.types.count(BYTE) == 256
 
 
 def from_vocab_and_merges(table: Table, folder: str) -> Vocabulary:
@@ -268,11 +323,11 @@ def parts_of(value: Any, key: str, depth: int = 8) -> list[dict[str, Any]]:
     return [value] if type(value) is dict else []
 
 
-def added_tokens(tokenizer: dict[str, Any], path: str) -> list[tuple[object, object, bool]]:
+def added_tokens(tokenizer: dict[str, Any], path: str) -> list[Added]:
     entries = tokenizer.get("added_tokens") or []
     if type(entries) is not list or any(type(entry) is not dict for entry in entries):
         raise BadFormat(f"{path}: expected added_tokens to be a list of tokens, found something else")
-    return [(entry.get("id"), entry.get("content"), entry.get("special") is True) for entry in entries]
+    return [Added.of(entry.get("id"), entry) for entry in entries]
 
 
 def merges_of(model: dict[str, Any], path: str) -> list[str]:
@@ -322,12 +377,13 @@ def unknown_step(step: dict[str, Any], path: str) -> Unsupported:
     return Unsupported(f"{path}: the tokenizer splits text by a step ({settings[:200]}) that cannot be converted")
 
 
-def space_prefix(tokenizer: dict[str, Any], path: str) -> bool:
-    """Is a space put before a text? Everything else must be as sentencepiece does it."""
-    add_prefix = replaced = False
+def space_prefix(tokenizer: dict[str, Any], path: str) -> tuple[bool, str | None]:
+    """(is a space put before a text, and by which scheme). Everything else must be as sentencepiece does it."""
+    schemes: list[str | None] = []  # in the order of the steps: the first that puts a space leaves none to the others
+    replaced = False
     for step in parts_of(tokenizer.get("normalizer"), "normalizers"):
         if step.get("type") == "Prepend" and step.get("prepend") == SPACE:
-            add_prefix = True
+            schemes.append(None)
         elif step.get("type") == "Replace" and step.get("pattern") == {"String": " "} and step.get("content") == SPACE:
             replaced = True
         else:
@@ -335,13 +391,14 @@ def space_prefix(tokenizer: dict[str, Any], path: str) -> bool:
     for step in parts_of(tokenizer.get("pre_tokenizer"), "pretokenizers"):
         if step.get("type") != "Metaspace" or step.get("replacement") != SPACE:
             raise unknown_step(step, path)
-        add_prefix |= step.get("prepend_scheme", "always") != "never" and step.get("add_prefix_space") is not False
+        if step.get("add_prefix_space") is not False:
+            schemes += [scheme for scheme in (FIRST, ALWAYS) if step.get("prepend_scheme", ALWAYS) == scheme]
         replaced = True
     if not replaced:
         raise Unsupported(
             f"{path}: expected a tokenizer that spells bytes as GPT-2 does, or spaces as sentencepiece does"
         )
-    return add_prefix
+    return bool(schemes), schemes[0] if schemes else None
 
 
 # ---- special tokens

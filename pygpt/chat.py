@@ -14,10 +14,11 @@ from itertools import groupby
 from typing import Any, NamedTuple
 
 from pygpt._lib import BadArgument, BadFormat, ContextFull, Unsupported, whole
+from pygpt.calculator import calculator
 from pygpt.chat_template import AGAIN, Refusal, Template
 from pygpt.generate import Generation, Model
 from pygpt.model import IdStream, Sampling
-from pygpt.tokenizer import PieceTokenizer, TextStream, Tokenizer, cut
+from pygpt.tokenizer import PieceTokenizer, Tokenizer, cut
 
 ROLES = ("system", "user", "assistant")
 
@@ -63,7 +64,7 @@ class Format:
         self._special = {**tokenizer.template_tokens, **ends}
         self._reserved = {t: id for t, id in self._special.items() if t in ends or t not in tokenizer.text_tokens}
         self._spellings = {id: text for text, id in self._reserved.items()}
-        self._plain = lru_cache(PARTS)(lambda part: self._encode_plain(part, unknown))
+        self._plain = lru_cache(PARTS)(lambda part, begins: self._encode_plain(part, unknown, begins))
         names = {"bos_token": self._spelled(tokenizer.bos), "eos_token": self._spelled(tokenizer.eos)}
         self._template = Template(template, model.path, **names, add_generation_prompt=True, tools=None, documents=None)
         self._system_apart = True  # until the template will not have it so
@@ -76,29 +77,34 @@ class Format:
         if not isinstance(content, str):
             raise BadArgument(f"a message is a str, and {repr(content)[:60]} is none")
         marked = self._marked(content)
-        self._plain(marked)
+        self._plain(marked, False)
         if role == "system":
             end = len(marked.rstrip())
             marked = marked[:end] + PLACED + marked[end:]
         return Message(role, content, marked)
 
-    def said(self, content: str, ids: Iterable[int]) -> Message:
-        """The model's own message. Control tokens that it chose stay what they are, others that it spelled are text."""
-        marked = []
+    def said(self, content: str, ids: Iterable[int], after: Sequence[int]) -> Message:
+        """The model's own message. Control tokens that it chose stay what they are, others that it spelled are text.
+
+        after: the ids behind which it stands, which decide whether a space at its begin is a part of the text.
+        """
+        marked, before = [], list(after[-2:])
         for is_control, run in groupby(ids, self._spellings.__contains__):
+            found = list(run)
             if is_control:
-                marked += [self._spellings[id] for id in run]
+                marked += [self._spellings[id] for id in found]
             else:
-                marked.append(self._marked(self.tokenizer.stream().feed(run)))
+                marked.append(self._marked(self.tokenizer.text_behind(found, before)))
+            before = [*before, *found][-2:]
         return Message("assistant", content, "".join(marked))
 
     def encode(self, messages: Sequence[Message]) -> list[int]:
         """The ids of a conversation, up to where the next answer begins."""
         text = self._text(messages)
         ids: list[int] = []
-        for start, part, id in cut(text, self._special):
+        for start, part, id in cut(text, self._special, self.tokenizer.borders):
             is_text = id is None or text[start - 1 : start] == BREAK
-            ids += self._plain(part) if is_text else [id]
+            ids += self._plain(part, start == 0) if is_text else [id]
         if not ids:
             raise BadFormat(f"{self._path}: its chat template makes nothing of the conversation; {AGAIN}")
         if self.tokenizer.add_bos and self.tokenizer.bos is not None and ids[:1] != [self.tokenizer.bos]:
@@ -115,14 +121,12 @@ class Format:
             text = re.sub(f"({single})", rf"{BREAK}\1", text)
         return text
 
-    def _encode_plain(self, part: str, unknown: str) -> tuple[int, ...]:
-        def encode(text: str) -> list[int]:
-            return self.tokenizer.encode(text, add_special=False, unknown=unknown)
-
+    def _encode_plain(self, part: str, unknown: str, begins: bool) -> tuple[int, ...]:
         part = part.replace(PLACED, "")
-        ids = encode(part.replace(BREAK, ""))
+        ids = self.tokenizer.encode_part(part.replace(BREAK, ""), unknown, begins)
         if BREAK in part and not self._spellings.keys().isdisjoint(ids):  # a file may have control tokens that are text
-            ids = [id for piece in part.split(BREAK) for id in encode(piece)]
+            pieces = enumerate(part.split(BREAK))
+            ids = [id for i, piece in pieces for id in self.tokenizer.encode_part(piece, unknown, begins and not i)]
         return tuple(ids)
 
     def _text(self, messages: Sequence[Message]) -> str:
@@ -161,17 +165,20 @@ def without_system(messages: Sequence[Message]) -> Iterator[Message]:
 # ---- the conversation ------------------------------------------------------------------------------------------------
 
 
-class Heard(TextStream):
-    """A stream of text that remembers its ids."""
+class Heard:
+    """A stream of text behind the ids `after` that remembers its ids."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        super().__init__(tokenizer.token_bytes)
-        self.ids: list[int] = []
+    def __init__(self, tokenizer: Tokenizer, after: Sequence[int]) -> None:
+        self._stream = tokenizer.stream(after)
+        self.after, self.ids = after, list[int]()
 
     def feed(self, ids: Iterable[int]) -> str:
         ids = list(ids)
         self.ids += ids
-        return super().feed(ids)
+        return self._stream.feed(ids)
+
+    def finish(self) -> str:
+        return self._stream.finish()
 
 
 class Answer(Generation):
@@ -233,8 +240,10 @@ class Chat:
         self._sampling = Sampling.checked(**settings, on_full="stop")
         self._format = Format(model, unknown)
         self._banned = self._format.tokenizer.banned_ids(model.info.n_vocab)
+        self._tools = calculator(self._format.tokenizer)
         self._history: list[Message] = []
         self._answer: Answer | None = None
+        self._n_sent = 0  # the answers that were begun: each has random numbers of its own
         self.n_dropped = 0
         self.set_system(system)
         self._session = model.session(n_ctx)
@@ -242,7 +251,7 @@ class Chat:
 
     @property
     def seed(self) -> int:
-        """What to pass for the same answers again."""
+        """What to pass for the same answers again, to the same calls."""
         return self._sampling.seed
 
     @property
@@ -299,11 +308,13 @@ class Chat:
         held = self._session.ids
         n_cached = min(n_common(held, ids), len(ids) - 1)
         self._session.rewind(n_cached)
-        sampling = self._sampling._replace(stream=len(history))
-        source = self._session.generate(ids[n_cached:], self._max_tokens, sampling, self._banned, self._format.stop)
-        heard = Heard(self._format.tokenizer)
+        sampling = self._sampling._replace(stream=self._n_sent + 1)
+        source = self._session.generate(
+            ids[n_cached:], self._max_tokens, sampling, self._banned, self._format.stop, self._tools
+        )
+        heard = Heard(self._format.tokenizer, ids)
         self._answer = Answer(source, heard, n_cached, n_dropped - self.n_dropped)
-        self._history, self.n_dropped = history, n_dropped
+        self._history, self.n_dropped, self._n_sent = history, n_dropped, self._n_sent + 1
         return self._answer
 
     def _fitting(self, history: list[Message]) -> tuple[list[int], int]:
@@ -336,7 +347,7 @@ class Chat:
             return
         answer.close()
         if answer.text or answer.finish != "closed":
-            self._history.append(self._format.said(answer.text, answer.heard.ids))
+            self._history.append(self._format.said(answer.text, answer.heard.ids, answer.heard.after))
         else:
             self._history.pop()
             self.n_dropped = min(self.n_dropped, len(self._history))

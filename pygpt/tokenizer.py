@@ -11,11 +11,11 @@ import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from os import PathLike
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from pygpt._lib import BadArgument, BadFormat, File, Unsupported
 from pygpt.byte_pairs import BytePairs
-from pygpt.sentence_pieces import SPACE, SentencePieces, UnknownCharacters
+from pygpt.sentence_pieces import SPACE, Charsmap, SentencePieces, UnknownCharacters
 from pygpt.split_rules import BY_NAME, Rule
 from pygpt.vocabulary import (
     BYTE_OF,
@@ -24,10 +24,12 @@ from pygpt.vocabulary import (
     UNUSED,
     USER_DEFINED,
     Vocabulary,
+    data,
     flag,
     scores,
     strings,
     token_id,
+    token_ids,
     wrong,
 )
 
@@ -41,6 +43,26 @@ ENDS = frozenset(
 
 # What sentencepiece begins its vocabularies with, for files that do not name these tokens: (id, kind).
 USUAL_IDS = {"unknown": (0, UNKNOWN), "bos": (1, CONTROL), "eos": (2, CONTROL)}
+
+# Before what sentencepiece's space goes. Where a file does not say: before every part of a text between special tokens.
+FIRST = "first"  # before the part that begins a text, if it does not begin with a space itself
+ALWAYS = "always"  # before every part that does not
+TEXT = "text"  # before a whole text, and also where it begins with a token that users defined
+SCHEMES = (None, FIRST, ALWAYS, TEXT)
+
+WHITE = "\t\n\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(map(chr, range(0x2000, 0x200B)))
+WHITES = re.compile(f"[{WHITE}]*")
+
+
+class Borders(NamedTuple):
+    """Special tokens, by their ids, that take white space from the text before or behind them, or part no words."""
+
+    lstrip: frozenset[int] = frozenset()
+    rstrip: frozenset[int] = frozenset()
+    single_word: frozenset[int] = frozenset()
+
+
+NO_BORDERS = Borders()
 
 
 class Tokenizer:
@@ -102,9 +124,7 @@ class Tokenizer:
         parse_special: control tokens that the text spells out become their ids, as chat templates need it. Otherwise
         they are text like any other.
         """
-        if unknown not in ("error", "skip"):
-            raise BadArgument(f"unknown is 'error' or 'skip', and {unknown!r} is neither")
-        ids = self._encode(text, unknown == "skip", parse_special)
+        ids = self._encode(text, skips(unknown), parse_special)
         if add_special and self.add_bos and self.bos is not None and not (parse_special and ids[:1] == [self.bos]):
             ids.insert(0, self.bos)
         if add_special and self.add_eos and self.eos is not None and not (parse_special and ids[-1:] == [self.eos]):
@@ -118,6 +138,10 @@ class Tokenizer:
     def stream(self, after: Sequence[int] | None = None) -> TextStream:
         """A decoder for ids that come one after the other. after: those that they follow, if that is known."""
         return TextStream(self.token_bytes)
+
+    def text_behind(self, ids: Iterable[int], after: Sequence[int]) -> str:
+        """The text that behind `after` becomes these ids again."""
+        return self.stream(after).feed(ids)
 
     def token_bytes(self, id: int) -> bytes:
         """The bytes that one id stands for, perhaps a part of a character."""
@@ -201,11 +225,14 @@ class ByteTokenizer(Tokenizer):
 class PieceTokenizer(Tokenizer):
     """What the kinds share whose tokens are pieces of text: control tokens and others that stand for what they are."""
 
+    _cuts: tuple[int, ...] = (USER_DEFINED,)  # the kinds of tokens that are found in any text before it is encoded
+
     def __init__(self, keys: Mapping[str, Any], add_bos: bool) -> None:
         self._vocabulary = Vocabulary(keys)
         self.n_vocab = len(self._vocabulary)
         super().__init__(keys, add_bos)
         self._ends = [self.eos, self._special_id(keys, "eot"), self._special_id(keys, "eom")]
+        self.borders = Borders(*(token_ids(keys, f"pygpt.tokenizer.{f}", self.n_vocab) for f in Borders._fields))
         self._normalizer = keys.get("pygpt.tokenizer.normalizer")
         if self._normalizer not in (None, "NFC"):
             raise Unsupported(f"the file's tokenizer normalizes text by {self._normalizer!r}; known is 'NFC'")
@@ -230,19 +257,23 @@ class PieceTokenizer(Tokenizer):
         return list(dict.fromkeys(id for id in (*self._ends, *ends.values()) if id is not None))
 
     def _special(self, *kinds: int) -> dict[str, int]:
-        tokens = self._vocabulary.tokens
-        texts = {tokens[id].decode("utf-8", "replace"): id for id in self._vocabulary.of_kind(*kinds)}
+        tokens, ids = self._vocabulary.tokens, self._vocabulary.of_kind(*kinds) if kinds else ()
+        texts = {tokens[id].decode("utf-8", "replace"): id for id in ids}
         return {text: id for text, id in texts.items() if text and "\ufffd" not in text}
 
     @cached_property
     def text_tokens(self) -> dict[str, int]:
-        return self._special(USER_DEFINED)
+        return self._special(*self._cuts)
 
     @cached_property
     def template_tokens(self) -> dict[str, int]:
-        return self._special(USER_DEFINED, CONTROL, UNKNOWN)
+        return self._special(*self._cuts, CONTROL, UNKNOWN)
 
-    def _encode(self, text: str, skip: bool, parse_special: bool) -> list[int]:
+    def encode_part(self, text: str, unknown: str = "error", begins: bool = False) -> list[int]:
+        """The ids of a part of a text between special tokens. begins: it begins the text."""
+        return self._encode(text, skips(unknown), False, begins)
+
+    def _encode(self, text: str, skip: bool, parse_special: bool, begins: bool = True) -> list[int]:
         try:
             text.encode()
         except UnicodeEncodeError as error:  # half of a surrogate pair
@@ -250,15 +281,16 @@ class PieceTokenizer(Tokenizer):
                 raise _unknown(text[error.start], error.start) from None
             text = text.encode("utf-8", "ignore").decode()
         ids: list[int] = []
-        for start, part, id in cut(text, self.template_tokens if parse_special else self.text_tokens):
+        for start, part, id in cut(text, self.template_tokens if parse_special else self.text_tokens, self.borders):
             if id is not None:
                 ids.append(id)
             else:
-                ids += self._encode_plain(unicodedata.normalize("NFC", part) if self._normalizer else part, start, skip)
+                part = unicodedata.normalize("NFC", part) if self._normalizer else part
+                ids += self._encode_plain(part, start, skip, begins and not start)
         return ids
 
-    def _encode_plain(self, text: str, start: int, skip: bool) -> list[int]:
-        """The ids of a part without special tokens. start: where it begins in the text, for error messages."""
+    def _encode_plain(self, text: str, start: int, skip: bool, begins: bool) -> list[int]:
+        """The ids of a part without special tokens. start: its place in the text, for error messages."""
         raise NotImplementedError
 
 
@@ -282,7 +314,7 @@ class BPETokenizer(PieceTokenizer):
                 pass
         return token
 
-    def _encode_plain(self, text: str, start: int, skip: bool) -> list[int]:
+    def _encode_plain(self, text: str, start: int, skip: bool, begins: bool) -> list[int]:
         if missing := self._encoder.missing:  # a vocabulary without all 256 bytes
             unknown = {c for c in set(text) if not missing.isdisjoint(c.encode())}
             if unknown and not skip:
@@ -300,8 +332,20 @@ class SentencePieceTokenizer(PieceTokenizer):
     def __init__(self, keys: Mapping[str, Any]) -> None:
         super().__init__(keys, add_bos=True)
         self._add_prefix = flag(keys, "tokenizer.ggml.add_space_prefix", True)
-        unknown = self._special_id(keys, "unknown")
-        self._encoder = SentencePieces(self._vocabulary, scores(keys, self.n_vocab), unknown)
+        self._scheme = keys.get("pygpt.tokenizer.space_prefix")
+        if self._scheme not in SCHEMES:
+            raise Unsupported(
+                f"the file's tokenizer puts spaces before texts by the rule {self._scheme!r}; known are "
+                f"{', '.join(map(repr, SCHEMES[1:]))}"
+            )
+        self._charsmap = Charsmap(table) if (table := data(keys, "tokenizer.ggml.precompiled_charsmap")) else None
+        self._trims = flag(keys, "tokenizer.ggml.remove_extra_whitespaces", False)
+        unknown, fuses = self._special_id(keys, "unknown"), flag(keys, "pygpt.tokenizer.fuse_unknown", True)
+        self._encoder = SentencePieces(self._vocabulary, scores(keys, self.n_vocab), unknown, fuses)
+        self._symbols: dict[str, int] = {}  # tokens that are found behind the space, when it is there
+        if self._scheme == TEXT:
+            self._symbols = {text.replace(" ", SPACE): id for text, id in self.text_tokens.items()}
+            self._cuts, self.text_tokens = (), {}
 
     def _special_id(self, keys: Mapping[str, Any], name: str) -> int | None:
         found = super()._special_id(keys, name)
@@ -311,19 +355,29 @@ class SentencePieceTokenizer(PieceTokenizer):
         return found
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of ids, without the space that encode puts before a text and behind special tokens."""
-        pieces, at_start = [], self._add_prefix
-        for id in ids:
+        """The text of ids, without the spaces that encode puts before a text or its parts."""
+        pieces, ids = [], list(ids)
+        for i, id in enumerate(ids):
             piece = self.token_bytes(id)
-            is_text = self._is_text(id)
-            pieces.append(piece[1:] if at_start and is_text and piece[:1] == b" " else piece)
-            at_start = self._add_prefix and not is_text
+            is_added = piece[:1] == b" " and self._is_text(id) and self._gets_space(ids[max(0, i - 2) : i])
+            pieces.append(piece[1:] if is_added else piece)
         return b"".join(pieces).decode("utf-8", "replace")
 
     def stream(self, after: Sequence[int] | None = None) -> TextStream:
         """The same, without the space before a text that begins here."""
-        begins = after is not None and not (after and self._is_text(after[-1]))
-        return TextStream(self.token_bytes, drops_space=self._add_prefix and begins)
+        return TextStream(self.token_bytes, after is not None and self._gets_space(list(after[-2:])))
+
+    def text_behind(self, ids: Iterable[int], after: Sequence[int]) -> str:
+        sparing = self._scheme in (FIRST, ALWAYS)  # a space that the text has itself is enough
+        return self.stream(None if sparing else after).feed(ids)
+
+    def _gets_space(self, after: list[int]) -> bool:
+        """Does encode put a space before what comes behind these ids, of which two are enough to know?"""
+        if not after or not self._add_prefix:
+            return self._add_prefix
+        if self._scheme == FIRST:
+            return after == [self.bos]
+        return self._vocabulary.kinds[after[-1]] == CONTROL if self._scheme == TEXT else not self._is_text(after[-1])
 
     def token_bytes(self, id: int) -> bytes:
         token = self._vocabulary.tokens[self._checked(id)]
@@ -331,17 +385,41 @@ class SentencePieceTokenizer(PieceTokenizer):
             return bytes([self._encoder.bytes[id]])
         return token.replace(SPACE.encode(), b" ") if self._is_text(id) else token
 
-    def _encode_plain(self, text: str, start: int, skip: bool) -> list[int]:
+    def _encode_plain(self, text: str, start: int, skip: bool, begins: bool) -> list[int]:
+        normal = self._normalize(text)
         try:
-            return self._encoder.encode(" " * self._add_prefix + text)
+            return self._encode_normal(normal, begins)
         except UnknownCharacters as error:
             unknown = {" " if c == SPACE else c for c in error.characters}
-        found = [c for c in text if c in unknown]
-        if not found:
+        if unknown.isdisjoint(normal):
             raise wrong("tokenizer.ggml.add_space_prefix", "false, because no token begins with a space", True)
         if not skip:
-            raise _unknown(found[0], start + text.index(found[0]))
-        return self._encode_plain("".join(c for c in text if c not in unknown), start, skip)
+            first = next((i for i, c in enumerate(text) if not unknown.isdisjoint(self._normalize(f"|{c}|"))), 0)
+            raise _unknown(text[first], start + first)
+        return self._encode_plain("".join(c for c in normal if c not in unknown), start, skip, begins)
+
+    def _encode_normal(self, text: str, begins: bool) -> list[int]:
+        """The ids of a normalized text, or UnknownCharacters."""
+        if self._needs_space(text, begins):
+            text = " " + text
+        ids: list[int] = []
+        for _, part, id in cut(text.replace(" ", SPACE), self._symbols):
+            ids += self._encoder.encode(part) if id is None else [id]
+        return ids
+
+    def _needs_space(self, text: str, begins: bool) -> bool:
+        if not self._add_prefix or (self._trims and not text):
+            return False
+        if self._scheme in (FIRST, ALWAYS) and text.startswith((" ", SPACE)):
+            return False
+        return begins or self._scheme != FIRST
+
+    def _normalize(self, text: str) -> str:
+        """As sentencepiece does, which leaves tokens that users defined as they are."""
+        if self._charsmap:
+            parts = cut(text, self._symbols)
+            text = "".join(self._charsmap.normalize(part) if id is None else part for _, part, id in parts)
+        return re.sub("  +", " ", text).lstrip(" ").rstrip(" " + SPACE) if self._trims else text
 
 
 class TextStream:
@@ -393,17 +471,39 @@ def _split_rule(keys: Mapping[str, Any]) -> Rule:
     raise Unsupported(f"the file's tokenizer splits text by the rule {name!r}; known are {', '.join(BY_NAME)}")
 
 
-def cut(text: str, special: Mapping[str, int]) -> Iterator[tuple[int, str, int | None]]:
-    """(start, part, its id if it is a special token). Of tokens that begin at the same place the longest wins."""
+def cut(text: str, special: Mapping[str, int], borders: Borders = NO_BORDERS) -> Iterator[tuple[int, str, int | None]]:
+    """(start, part, its id if it is a special token). Of tokens that begin at the same place the longest wins.
+
+    White space that a token takes belongs to its part.
+    """
     found = sorted((token for token in special if token in text), key=len, reverse=True)
     at = 0
     for match in re.finditer("|".join(map(re.escape, found)), text) if found else ():
-        if match.start() > at:
-            yield at, text[at : match.start()], None
-        yield match.start(), match[0], special[match[0]]
-        at = match.end()
+        start, end, id = match.start(), match.end(), special[match[0]]
+        if id in borders.single_word and (_is_of_word(text[start - 1 : start]) or _is_of_word(text[end : end + 1])):
+            continue
+        if id in borders.lstrip:
+            start = at + len(text[at:start].rstrip(WHITE))
+        if id in borders.rstrip:
+            end = WHITES.match(text, end).end()  # type: ignore[union-attr]  it matches everywhere
+        if start > at:
+            yield at, text[at:start], None
+        yield start, text[start:end], id
+        at = end
     if at < len(text):
         yield at, text[at:], None
+
+
+def _is_of_word(c: str) -> bool:
+    """Is it what Unicode's regular expressions call \\w? Not if there is no character."""
+    kind = unicodedata.category(c) if c else ""
+    return kind[:1] in ("L", "M") or kind in ("Nd", "Nl", "Pc") or c in ("\u200c", "\u200d")
+
+
+def skips(unknown: str) -> bool:
+    if unknown not in ("error", "skip"):
+        raise BadArgument(f"unknown is 'error' or 'skip', and {unknown!r} is neither")
+    return unknown == "skip"
 
 
 def _unknown(c: str, position: int) -> BadArgument:

@@ -101,6 +101,23 @@ def token_id(keys: Mapping[str, Any], name: str, n_vocab: int) -> int | None:
     raise wrong(name, f"an id below {n_vocab}, the size of the vocabulary", value)
 
 
+def token_ids(keys: Mapping[str, Any], name: str, n_vocab: int) -> frozenset[int]:
+    """A list of ids; empty if there is none."""
+    value = keys.get(name, [])
+    if isinstance(value, list) and all(type(id) is int and 0 <= id < n_vocab for id in value):
+        return frozenset(value)
+    raise wrong(name, f"a list of ids below {n_vocab}, the size of the vocabulary", value)
+
+
+def data(keys: Mapping[str, Any], name: str) -> bytes:
+    """A list of bytes, with or without a sign; empty if there is none."""
+    value = keys.get(name, b"")
+    try:
+        return value if isinstance(value, bytes) else bytes(byte & 0xFF for byte in value)
+    except TypeError:
+        raise wrong(name, "a list of bytes", value) from None
+
+
 def flag(keys: Mapping[str, Any], name: str, default: bool) -> bool:
     value = keys.get(name, default)
     if type(value) is bool:

@@ -472,6 +472,30 @@ def test_sentencepiece_gets_its_spaces_and_bos_as_ever():
     assert controls(keys, hostile) == controls(keys, plain) and 0 not in hostile
 
 
+@pytest.mark.parametrize("scheme", [None, "first", "always"])
+def test_a_part_gets_the_space_that_it_gets_within_the_text(scheme):
+    keys = sentencepiece_keys() | ({"pygpt.tokenizer.space_prefix": scheme} if scheme else {})
+    for template in (MISTRAL, "{{ messages[0].content }}[INST]{{ messages[0].content }}"):
+        keys["tokenizer.chat_template"] = template
+        for add_bos in (False, True):
+            format = Format(stub(keys | {"tokenizer.ggml.add_bos_token": add_bos}))
+            talk = [("user", "he?")] if template != MISTRAL else [("user", "he"), ("assistant", " x"), ("user", "y")]
+            text = "he?[INST]he?" if template != MISTRAL else "<s>[INST] he [/INST] x</s>[INST] y [/INST]"
+            assert encoded(format, talk) == format.tokenizer.encode(text, parse_special=True)
+
+
+def test_white_space_that_a_control_token_takes_is_no_token():
+    """As Phi 3 has it: <|user|> stands in a line of its own."""
+    template = "{% for m in messages %}<|im_start|>\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    keys = chat_keys(template=template)
+    start, end = len(keys["tokenizer.ggml.tokens"]) - 2, len(keys["tokenizer.ggml.tokens"]) - 1
+    keys |= {"pygpt.tokenizer.rstrip": [start, end], "pygpt.tokenizer.lstrip": [end]}
+    ids = encoded(Format(stub(keys)), [("user", "a\n"), ("assistant", "\n b")])
+    assert ids == [start, PLACE[ord("a")], end, start, PLACE[ord("b")], end]
+    ids = encoded(Format(stub(keys)), [("system", "a\n"), ("user", "<|im_end|> b")])
+    assert ids[:3] == [start, PLACE[ord("a")], end] and ids.count(end) == 2
+
+
 def test_real_vocabularies_keep_what_is_typed_apart(tmp_path):
     path = shared("vocab/qwen2.gguf")
     with pygpt._lib.File(path) as file:
@@ -593,6 +617,7 @@ def test_a_conversation_says_the_same_with_and_without_its_cache(random_talker):
             chat._settle()
             with Chat(model, "s", seed=7, max_tokens=20) as other:
                 other._history = list(chat._history)  # with the control tokens that random weights choose
+                other._n_sent = chat._n_sent
                 answer = other.send(question)
                 assert "".join(chat.send(question)) == "".join(answer) and answer.n_cached == 0
         assert len({m["content"] for m in chat.messages if m["role"] == "assistant"}) == 4
@@ -603,9 +628,32 @@ def test_the_same_seed_gives_the_same_conversation(random_talker):
 
         def talk(seed):
             with Chat(model, seed=seed, max_tokens=15) as chat:
-                return ["".join(chat.send(text)) for text in ("a", "b")]
+                texts = ["".join(chat.send(text)) for text in ("a", "b")]
+                chat.reset()
+                return [*texts, "".join(chat.send("a"))]
 
         assert talk(3) == talk(3) != talk(4)
+
+
+def test_the_same_question_gets_another_answer_after_a_reset(random_talker):
+    with pygpt.Model(random_talker) as model, Chat(model, max_tokens=20) as chat:
+        answers = set()
+        for _ in range(3):
+            answers.add("".join(chat.send("hi")))
+            chat.reset()
+        assert len(answers) == 3
+
+
+def test_a_message_that_was_refused_changes_no_answer(random_talker):
+    with pygpt.Model(random_talker) as model:
+        texts = []
+        for refused in (False, True):
+            with Chat(model, seed=5, max_tokens=20) as chat:
+                if refused:
+                    with pytest.raises(ContextFull):
+                        chat.send("x" * 1000)
+                texts.append("".join(chat.send("hi")))
+        assert texts[0] == texts[1]
 
 
 def test_settings_reach_the_sampler(random_talker):
@@ -654,6 +702,35 @@ def test_a_control_token_that_the_model_chose_stays_one(talking):
     "".join(answer)
     assert answer.n_cached == len(held)
     assert chat._session.ids.count(think) == 2  # both are the model's
+
+
+ANSWERS = [  # the scheme of spaces, what the model says, and how it reads
+    (None, "\u2581he y", "hey"),
+    (None, "\u2581 \u2581h", " h"),
+    (None, "[INST] \u2581h y", "[INST] hy"),
+    ("first", "\u2581he y", " hey"),
+    ("first", "he y", "hey"),
+    ("first", "\u2581 \u2581h", "  h"),
+    ("first", "[INST] h y", "[INST]hy"),
+    ("always", "\u2581he y", "hey"),
+    ("always", "\u2581 \u2581h", " h"),
+    ("always", "[INST] \u2581h y", "[INST] hy"),
+]
+
+
+@pytest.mark.parametrize("scheme, said, text", ANSWERS)
+def test_the_space_that_begins_an_answer_is_encoded_as_it_was(parrot_model, scheme, said, text):
+    """Else the next turn would read the answer again, as other ids than the model said."""
+    keys = sentencepiece_keys() | ({"pygpt.tokenizer.space_prefix": scheme} if scheme else {})
+    keys["tokenizer.chat_template"] = MISTRAL.replace("' [/INST]'", "'[/INST]'")
+    tokens = keys["tokenizer.ggml.tokens"]
+    cycle = [tokens.index(token) for token in ("[/INST]", *said.split(" "), "</s>")]
+    with pygpt.Model(parrot_model(keys, cycle, len(tokens), 400)) as model, Chat(model, temperature=0) as chat:
+        for question in ("hello", "x", " y"):
+            held = chat._session.ids
+            answer = chat.send(question)
+            assert "".join(answer) == text and answer.finish == "end"
+            assert answer.n_cached == len(held)
 
 
 def endless(talking, **settings):

@@ -1,6 +1,7 @@
 """Folders of Hugging Face become GGUF files that compute what transformers computes, with the right vocabulary."""
 
 import json
+import random
 import shutil
 import subprocess
 import sys
@@ -33,6 +34,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_to
 
 import pygpt  # noqa: E402
 from pygpt._lib import File as OpenFile  # noqa: E402
+from pygpt.chat import Format  # noqa: E402
 
 LLAMA3_ROPE = {
     "rope_type": "llama3",
@@ -642,22 +644,127 @@ def test_what_sentencepiece_would_do_and_others_do_not_is_said(tmp_path):
     assert "no token for each byte" in converted(tmp_path / "m")[1].assumptions[0]
     path.write_bytes(sentencepiece_model(model_type="unigram", hard_vocab_limit=False))
     refused(tmp_path / "m", "tokenizer.model: the tokenizer is Unigram, and only BPE")
+    path.write_bytes(sentencepiece_model(treat_whitespace_as_suffix=True))
+    refused(tmp_path / "m", "tokenizer.model: the tokenizer joins spaces to the words before them")
 
 
-def test_the_prefix_space_is_as_the_tokenizer_has_it(tmp_path):
+PREPEND = [
+    {"type": "Prepend", "prepend": "\u2581"},
+    {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"},
+]
+METASPACE = {"type": "Metaspace", "replacement": "\u2581"}
+PREFIXES = {  # what tokenizer.json says: (normalizer, pre-tokenizer, add_space_prefix, our scheme)
+    "legacy": ({"type": "Sequence", "normalizers": PREPEND}, None, True, None),
+    "no prefix": (PREPEND[1], None, False, None),
+    "first": (None, METASPACE | {"prepend_scheme": "first", "split": False}, True, "first"),
+    "always": (None, METASPACE | {"prepend_scheme": "always", "split": False}, True, "always"),
+    "never": (None, METASPACE | {"prepend_scheme": "never", "split": False}, False, None),
+    "old": (None, METASPACE | {"add_prefix_space": True, "split": False}, True, "always"),
+    "old, no prefix": (None, METASPACE | {"add_prefix_space": False, "split": False}, False, None),
+    "both": (PREPEND[0], METASPACE | {"prepend_scheme": "first", "split": False}, True, None),
+}
+
+
+@pytest.mark.parametrize("prefix", PREFIXES.values(), ids=PREFIXES)
+def test_the_prefix_space_is_as_the_tokenizer_has_it(tmp_path, prefix):
+    normalizer, pre_tokenizer, adds, scheme = prefix
     make_folder(tmp_path / "m", "llama", tokenizer="both", **SPM)
+    edit_json(tmp_path / "m/tokenizer.json", normalizer=normalizer, pre_tokenizer=pre_tokenizer)
+    file, report = converted(tmp_path / "m")
+    assert file.keys["tokenizer.ggml.add_space_prefix"] is adds
+    assert file.keys.get("pygpt.tokenizer.space_prefix") == scheme
+    if pre_tokenizer and not adds:  # which today's tokenizers no longer reads without this
+        edit_json(tmp_path / "m/tokenizer.json", pre_tokenizer=pre_tokenizer | {"prepend_scheme": "never"})
+    theirs, own = Tokenizer.from_file(str(tmp_path / "m/tokenizer.json")), pygpt.Tokenizer.from_file(report.path)
+    assert_same_ids(own, lambda text: theirs.encode(text, add_special_tokens=False).ids)
+
+
+def assert_same_ids(own, theirs, bits=("<s>", "</s>")):
+    rng = random.Random(4)
+    bits = [" ", "  ", "a man", "in", "truth", "\n", "\u2581", "\u4f60", ".", *bits]
+    for _ in range(400):
+        text = "".join(rng.choices(bits, k=rng.randrange(1, 9)))
+        assert own.encode(text, add_special=False, parse_special=True) == theirs(text), text
+
+
+@pytest.mark.parametrize("settings", [{}, {"legacy": True}, {"legacy": False}, {"add_prefix_space": False}], ids=str)
+def test_the_prefix_space_of_tokenizer_model_is_that_of_transformers(tmp_path, settings):
+    from transformers import AutoTokenizer
+
+    make_folder(tmp_path / "m", "llama", tokenizer="sentencepiece", vocab_size=330, **SPM)
+    added = {"320": {"content": "<u>", "rstrip": True}, "1": {"content": "<s>", "special": True}}
+    settings = {"tokenizer_class": "LlamaTokenizer", "added_tokens_decoder": added} | settings
+    (tmp_path / "m/tokenizer_config.json").write_text(json.dumps(settings))
+    own = pygpt.Tokenizer.from_file(converted_file(tmp_path / "m").path)
+    theirs = AutoTokenizer.from_pretrained(tmp_path / "m")
+    assert_same_ids(own, lambda text: theirs(text, add_special_tokens=False).input_ids, ["<s>", "</s>", "<u>"])
+
+
+@pytest.mark.parametrize("kind", ["both", "gpt2"])
+def test_flags_of_added_tokens_are_kept(tmp_path, kind):
+    """As Phi 3 has them: <|user|> takes the line break behind it."""
+    make_folder(tmp_path / "m", "llama", tokenizer=kind, vocab_size=330, **SPM)
     path = tmp_path / "m/tokenizer.json"
-    steps = {
-        "legacy": ({"type": "Sequence", "normalizers": [
-            {"type": "Prepend", "prepend": "\u2581"},
-            {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"}]}, None, True),
-        "no prefix": ({"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"}, None, False),
-        "never": (None, {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": "never"}, False),
-        "old": (None, {"type": "Metaspace", "replacement": "\u2581", "add_prefix_space": False}, False),
-    }  # fmt: skip
-    for normalizer, pre_tokenizer, expected in steps.values():
-        edit_json(path, normalizer=normalizer, pre_tokenizer=pre_tokenizer)
-        assert converted(tmp_path / "m")[0].keys["tokenizer.ggml.add_space_prefix"] is expected
+    n = Tokenizer.from_file(str(path)).get_vocab_size()
+    flags = {n: {"rstrip": True}, n + 1: {"lstrip": True, "special": True}, n + 2: {"single_word": True}}
+    off = dict.fromkeys(("special", "normalized", "lstrip", "rstrip", "single_word"), False)
+    added = [off | {"id": id, "content": f"<|{id}|>"} | flags for id, flags in flags.items()]
+    edit_json(path, added_tokens=[*tokenizer_of(tmp_path / "m")["added_tokens"], *added])
+    file, report = converted(tmp_path / "m")
+    kept = {name: file.keys[f"pygpt.tokenizer.{name}"] for name in ("lstrip", "rstrip", "single_word")}
+    assert kept == {"rstrip": [n], "lstrip": [n + 1], "single_word": [n + 2]}
+    theirs = Tokenizer.from_file(str(path))
+    own = pygpt.Tokenizer.from_file(report.path)
+    assert_same_ids(own, lambda text: theirs.encode(text, add_special_tokens=False).ids, map("<|{}|>".format, flags))
+
+
+def test_what_becomes_of_unknown_characters_is_kept(tmp_path):
+    make_folder(tmp_path / "m", "llama", tokenizer="converted", **SPM)
+    value = tokenizer_of(tmp_path / "m")
+    for fuses in (True, False):
+        value["model"] |= {"fuse_unk": fuses, "byte_fallback": False, "unk_token": "<unk>"}
+        (tmp_path / "m/tokenizer.json").write_text(json.dumps(value))
+        file, report = converted(tmp_path / "m")
+        assert file.keys.get("pygpt.tokenizer.fuse_unknown", True) is fuses
+        theirs = Tokenizer.from_file(str(tmp_path / "m/tokenizer.json"))
+        own = pygpt.Tokenizer.from_file(report.path)
+        assert_same_ids(own, lambda text, theirs=theirs: theirs.encode(text, add_special_tokens=False).ids)
+
+
+def test_tokens_that_are_normalized_before_they_are_found_are_named(tmp_path):
+    make_folder(tmp_path / "m", "llama", tokenizer="converted", vocab_size=330, **SPM)
+    value = tokenizer_of(tmp_path / "m")
+    added = [*value["added_tokens"], value["added_tokens"][0] | {"id": 320, "content": "<u>", "normalized": True}]
+    edit_json(tmp_path / "m/tokenizer.json", added_tokens=added)
+    assert not converted(tmp_path / "m")[1].assumptions  # nothing is changed before
+    legacy = {"type": "Sequence", "normalizers": PREPEND}
+    edit_json(tmp_path / "m/tokenizer.json", normalizer=legacy, pre_tokenizer=None)
+    (sentence,) = converted(tmp_path / "m")[1].assumptions
+    assert sentence.startswith("Tokens like '<u>' are found wherever a text has them; transformers finds those that")
+    assert Tokenizer.from_file(str(tmp_path / "m/tokenizer.json")).encode("a<u>").ids.count(320) == 0
+
+
+def test_a_chat_of_transformers_5_gets_the_ids_of_its_chat_template(tmp_path):
+    """Its Metaspace puts a space before the whole text only, so none behind a control token."""
+    from transformers import LlamaTokenizer
+
+    path = tmp_path / "m"
+    make_folder(path, "llama", tokenizer="sentencepiece", vocab_size=323, max_position_embeddings=256, **SPM)
+    theirs = LlamaTokenizer.from_pretrained(path)
+    theirs.add_special_tokens({"additional_special_tokens": ["<|user|>", "<|assistant|>", "<|end|>"]})
+    theirs.chat_template = (
+        "{{ bos_token }}{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    )
+    theirs.save_pretrained(path)
+    (path / "tokenizer.model").unlink()
+    talk = [("user", "a truth"), ("assistant", " in want of"), ("user", "a wife\n")]
+    with pygpt.Model(converted_file(path, type="f32").path) as model:
+        format = Format(model)
+        ids = format.encode([format.message(role, content) for role, content in talk])
+        messages = [{"role": role, "content": content} for role, content in talk]
+        expected = theirs.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=False)
+        assert ids == expected
 
 
 def test_gpt2_needs_no_tokenizer_json(tmp_path):
@@ -741,6 +848,7 @@ def test_llama_2s_scores_follow_from_its_merges(tmp_path):
     merges.sort(key=lambda split: (-split[2], place[split[0]], place[split[1]]))
     value = tokenizer_of(tmp_path / "m")
     value["model"] |= {"vocab": place, "merges": [[left, right] for left, right, _ in merges]}
+    value |= {"normalizer": {"type": "Sequence", "normalizers": PREPEND}, "pre_tokenizer": None}  # as it is published
     (tmp_path / "m/tokenizer.json").write_text(json.dumps(value))
     own = pygpt.Tokenizer.from_file(converted_file(tmp_path / "m").path)
     texts = shared("vocab/llama-spm.inp").read_text().split("\n__ggml_vocab_test__\n")

@@ -6,6 +6,7 @@ import shutil
 import struct
 import time
 
+import gguf
 import numpy as np
 import pytest
 
@@ -19,9 +20,11 @@ from fuzz_checkpoint import mutated  # noqa: E402
 from pygpt.convert import convert_checkpoint, json_file  # noqa: E402
 from pygpt.convert.safetensors_file import MAX_HEADER, SafetensorsFile  # noqa: E402
 from pygpt.convert.sentencepiece_model import read_model  # noqa: E402
+from reference.gpt import GPT, Config, checkpoint  # noqa: E402
 from reference.hf_folder import make_folder, sentencepiece_model  # noqa: E402
 
 import pygpt  # noqa: E402
+from pygpt._lib import File  # noqa: E402
 
 
 def sentence(match, function, *arguments):
@@ -143,7 +146,8 @@ def test_a_large_json_file_is_not_read(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("settings", [{}, {"model_type": "unigram", "hard_vocab_limit": False},
                                       {"byte_fallback": False, "vocab_size": 60, "bos_id": -1, "unk_id": 3},
-                                      {"user_defined_symbols": ["<x>"], "control_symbols": ["<y>"]}],
+                                      {"user_defined_symbols": ["<x>"], "control_symbols": ["<y>"]},
+                                      {"treat_whitespace_as_suffix": True}],
                          ids=str)  # fmt: skip
 def test_a_model_is_read_as_sentencepiece_reads_it(tmp_path, settings):
     (tmp_path / "x.model").write_bytes(data := sentencepiece_model(**settings_key(settings)))
@@ -156,12 +160,45 @@ def test_a_model_is_read_as_sentencepiece_reads_it(tmp_path, settings):
         assert kind == (said.index(True) + 2 if any(said) else 1)
     ids = {"unk": expected.unk_id(), "bos": expected.bos_id(), "eos": expected.eos_id()}
     assert model.ids == ids and model.model_type == ("Unigram" if "model_type" in settings else "BPE")
-    assert model.normalizer == "identity" and not model.has_charsmap and model.add_dummy_prefix
+    assert model.normalizer == "identity" and not model.charsmap and model.add_dummy_prefix
+    assert model.whitespace_as_suffix is ("treat_whitespace_as_suffix" in settings)
+
+
+def test_a_table_of_normalization_that_is_none_is_damage(tmp_path):
+    data = sentencepiece_model(normalization_rule_name="nmt_nfkc")
+    (tmp_path / "x.model").write_bytes(data)
+    table = read_model(str(tmp_path / "x.model")).charsmap
+    assert len(table) > 100_000 and data.count(table) == 1
+    (tmp_path / "x.model").write_bytes(data.replace(table[:4], b"\xff" * 4))
+    sentence("expected a model of sentencepiece", read_model, str(tmp_path / "x.model"))
 
 
 def settings_key(settings):
     """Lists cannot be kept by functools.cache; sentencepiece takes the same with commas."""
     return {key: ",".join(value) if type(value) is list else value for key, value in settings.items()}
+
+
+def test_sentencepieces_normalization_goes_into_the_file(tmp_path):
+    """Of a model that was trained on its ids; in a folder of transformers its own behaviour counts."""
+    data = sentencepiece_model(normalization_rule_name="nmt_nfkc", remove_extra_whitespaces=True)
+    (tmp_path / "x.model").write_bytes(data)
+    torch.manual_seed(1)
+    torch.save(checkpoint(GPT(Config(n_layer=1, n_head=2, n_embd=32, vocab_size=320))), tmp_path / "ckpt.pt")
+    path = convert_checkpoint(tmp_path / "ckpt.pt", tokenizer=tmp_path / "x.model", proof=False).path
+    with File(path) as file:
+        name = "tokenizer.ggml.precompiled_charsmap"
+        assert file.keys.type(name) == (gguf.GGUFValueType.UINT8, True)
+        assert bytes(file.keys[name]) == read_model(str(tmp_path / "x.model")).charsmap
+        assert file.keys["tokenizer.ggml.remove_extra_whitespaces"] is True
+    own, theirs = pygpt.Tokenizer.from_file(path), sentencepiece.SentencePieceProcessor(model_proto=data)
+    text = "  It is\n\na  truth\tu\uff4eiversally \ufb01ne, e\u0301 "
+    assert own.encode(text) == theirs.encode(text) and own.decode(own.encode(text)) == theirs.decode(
+        theirs.encode(text)
+    )
+    make_folder(tmp_path / "m", "llama", tokenizer="none", bos_token_id=1, eos_token_id=2)
+    (tmp_path / "m/tokenizer.model").write_bytes(data)
+    with File(convert_checkpoint(tmp_path / "m", proof=False).path) as file:
+        assert not {name, "tokenizer.ggml.remove_extra_whitespaces"} & file.keys.keys()
 
 
 @pytest.mark.parametrize(

@@ -376,6 +376,11 @@ def test_a_vocabulary_that_contradicts_itself_is_an_error_with_a_sentence(make, 
         ("scores", [float("inf"), *[0.0] * 262]),
         ("unknown_token_id", 1000),
         ("add_space_prefix", 0),
+        ("remove_extra_whitespaces", 1),
+        ("precompiled_charsmap", [4, 0, 0, 0]),
+        ("precompiled_charsmap", "text"),
+        ("precompiled_charsmap", [0.5]),
+        ("precompiled_charsmap", 5),
     ],
 )
 def test_the_kind_llama_needs_scores_and_flags_that_make_sense(name, value):

@@ -4,14 +4,17 @@ import io
 import json
 import random
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 
+import gguf
 import pytest
 from conftest import bpe_keys, write_gguf
-from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
+from pygpt.convert.sentencepiece_tokenizer import from_model
+from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 
 import pygpt
 from pygpt import byte_pairs, sentence_pieces
-from pygpt._lib import BadFormat, Unsupported
+from pygpt._lib import BadArgument, BadFormat, Unsupported
 from pygpt.merging import merge
 from pygpt.split_rules import BY_NAME, RULES
 from pygpt.vocabulary import BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED
@@ -367,17 +370,251 @@ def test_the_tokens_that_sentencepiece_begins_with_need_no_keys():
     assert tokenizer.encode("one") == trained.encode("one", add_bos=True)
 
 
+def native(path, **settings):
+    """(sentencepiece's own tokenizer, ours of what is converted from its file)"""
+    sentencepiece = pytest.importorskip("sentencepiece")
+    path.write_bytes(trained_model(**settings))
+    trained = sentencepiece.SentencePieceProcessor(model_file=str(path))
+    keys = from_model(str(path), trained.get_piece_size()).keys
+    return trained, pygpt.Tokenizer.from_keys(plain(keys))
+
+
+def plain(keys):
+    """As they are read from a file."""
+    return {name: list(value.value) if isinstance(value, gguf.GGUFValue) else value for name, value in keys.items()}
+
+
+@cache
+def trained_model(**settings):
+    sentencepiece = pytest.importorskip("sentencepiece")
+    model = io.BytesIO()
+    usual = {"model_type": "bpe", "vocab_size": 700, "hard_vocab_limit": False, "num_threads": 1, "minloglevel": 9}
+    text = iter([text for text in CORPUS if text.strip()])
+    sentencepiece.SentencePieceTrainer.train(sentence_iterator=text, model_writer=model, **usual | settings)
+    return model.getvalue()
+
+
+SYMBOLS = "<sep>,<user>,\uff21x,\u2581of,the"
+AS_IT_IS = {"normalization_rule_name": "identity", "remove_extra_whitespaces": False, "byte_fallback": True}
+NATIVE = {
+    "by default": {"byte_fallback": True},
+    "by default, without bytes": {},
+    "lower case, spaces kept": {
+        "normalization_rule_name": "nmt_nfkc_cf",
+        "remove_extra_whitespaces": False,
+        "byte_fallback": True,
+    },
+    "as llama2.c trains": {
+        "normalization_rule_name": "identity",
+        "byte_fallback": True,
+        "split_digits": True,
+        "allow_whitespace_only_pieces": True,
+    },
+    "symbols": AS_IT_IS | {"user_defined_symbols": SYMBOLS},
+    "symbols and control tokens": AS_IT_IS | {"user_defined_symbols": SYMBOLS, "control_symbols": "<ctl>"},
+    "symbols, normalized": {"byte_fallback": True, "user_defined_symbols": SYMBOLS},
+    "symbols, without a space before": {"user_defined_symbols": SYMBOLS, "add_dummy_prefix": False},
+}
+BITS = [
+    *(
+        "one",
+        "the",
+        " of",
+        "in",
+        ".",
+        " ",
+        "  ",
+        "\n",
+        "\t",
+        "\r\n",
+        "\xa0",
+        "\u3000",
+        "\u200b",
+        "\ufeff",
+        "\x00",
+        "\x01",
+    ),
+    *(
+        "\uff21",
+        "\uff21x",
+        "\u2460",
+        "\ufb01",
+        "\ufdfa",
+        "\xa8",
+        "e\u0301",
+        "U\u030c\u0301",
+        "\u1104\u116d\u11b3",
+        "\u4f60",
+    ),
+    *("<sep>", "<user>", "<ctl>", "\u2581", "\u2581of"),
+]
+
+
+@pytest.mark.parametrize("settings", NATIVE.values(), ids=NATIVE)
+def test_a_model_of_sentencepiece_is_encoded_as_by_sentencepiece(settings, tmp_path):
+    """Its normalization, its spaces, and what its users defined: all that training saw."""
+    trained, tokenizer = native(tmp_path / "x.model", **settings)
+    rng = random.Random(8)
+    mixed = ["".join(rng.choices(BITS, k=rng.randrange(9))) for _ in range(1500)]
+    for text in [*mixed, *texts(9, 100), "\n".join(texts(5, 60))]:
+        assert tokenizer.encode(text) == trained.encode(text), text
+
+
 def test_tokens_that_users_defined_are_not_cut(tmp_path):
+    trained, tokenizer = native(tmp_path / "x.model", **NATIVE["symbols"])
+    for text in ("one<user>two", "<user>one", "one <sep> two", "<sep><user>", " <sep>"):
+        ids = tokenizer.encode(text)
+        assert ids == trained.encode(text) and tokenizer.decode(ids) == text == trained.decode(ids)
+
+
+def test_control_tokens_stand_outside_of_what_sentencepiece_sees(tmp_path):
+    trained, tokenizer = native(tmp_path / "x.model", **NATIVE["symbols and control tokens"])
+    ctl = trained.piece_to_id("<ctl>")
+    ids = tokenizer.encode("<ctl>one <sep> two<ctl><sep>a", parse_special=True)
+    assert ids == [ctl, *trained.encode("one <sep> two"), ctl, *trained.encode("<sep>a")]
+    assert tokenizer.decode(ids) == "<ctl>one <sep> two<ctl><sep>a"
+
+
+def test_what_the_vocabulary_lacks_is_named_by_its_place_before_normalization(tmp_path):
+    _, tokenizer = native(tmp_path / "x.model")
+    keys = plain(from_model(str(tmp_path / "x.model"), tokenizer.n_vocab).keys)
+    keys["tokenizer.ggml.token_type"] = [CONTROL, *keys["tokenizer.ggml.token_type"][1:]]
+    del keys["tokenizer.ggml.unknown_token_id"]
+    tokenizer = pygpt.Tokenizer.from_keys(keys)
+    with pytest.raises(BadArgument, match="'\uff3e' .U.FF3E., character 7"):
+        tokenizer.encode("  one  \uff3e")
+    assert tokenizer.encode("one \uff3e ten", unknown="skip") == tokenizer.encode("one ten")
+
+
+@pytest.mark.parametrize("damage", ["cut", "size", "offsets", "values"])
+def test_a_hostile_table_of_sentencepiece_gives_ids_or_a_sentence(tmp_path, damage):
+    _, tokenizer = native(tmp_path / "x.model", **NATIVE["by default"])
+    keys = plain(from_model(str(tmp_path / "x.model"), tokenizer.n_vocab).keys)
+    name = "tokenizer.ggml.precompiled_charsmap"
+    table, rng = bytearray(keys[name]), random.Random(damage)
+    if damage in ("cut", "size"):
+        keys[name] = list(table[:1000] if damage == "cut" else b"\xff" + table[1:])
+        with pytest.raises(BadFormat, match=f"^{name}: expected a table of sentencepiece.*convert the model again"):
+            pygpt.Tokenizer.from_keys(keys)
+        return
+    for at in range(4, int.from_bytes(table[:4], "little"), 4):
+        if rng.random() < 0.2:
+            table[at + 1 : at + 4] = rng.randbytes(3) if damage == "offsets" else b"\xff\xff\x7f"
+    keys[name] = [byte - 256 if byte > 127 else byte for byte in table]  # signed, as llama.cpp's converter may have it
+    tokenizer = pygpt.Tokenizer.from_keys(keys)
+    for text in [*texts(4, 100), "".join(BITS) * 3]:
+        tokenizer.decode(tokenizer.encode(text))
+
+
+def test_a_file_that_says_nothing_gets_a_space_before_every_part():
+    """As llama.cpp has it."""
     _, keys = sentencepiece_keys()
     keys["tokenizer.ggml.tokens"] = [*keys["tokenizer.ggml.tokens"], "<user>", "  "]
     keys["tokenizer.ggml.scores"] = [*keys["tokenizer.ggml.scores"], -1000.0, -1000.0]
     keys["tokenizer.ggml.token_type"] = [*keys["tokenizer.ggml.token_type"], USER_DEFINED, USER_DEFINED]
-    tokenizer = pygpt.Tokenizer.from_file(write_gguf(tmp_path / "v.gguf", {}, keys))
-    plain = pygpt.Tokenizer.from_keys(sentencepiece_keys()[1])
-    n = plain.n_vocab
+    tokenizer = pygpt.Tokenizer.from_keys(keys)
+    bare = pygpt.Tokenizer.from_keys(sentencepiece_keys()[1])
+    n = bare.n_vocab
     ids = tokenizer.encode("one<user>two  three")
-    assert ids == [*plain.encode("one"), n, *plain.encode("two"), n + 1, *plain.encode("three")]
+    assert ids == [*bare.encode("one"), n, *bare.encode("two"), n + 1, *bare.encode("three")]
     assert tokenizer.decode(ids) == "one<user>two  three"
+
+
+PREPEND = [normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")]
+STEPS_BEFORE = {  # what tokenizers does with spaces, by our name for it
+    None: (normalizers.Sequence(PREPEND), None),
+    "first": (None, pre_tokenizers.Metaspace("\u2581", "first", split=False)),
+    "always": (None, pre_tokenizers.Metaspace("\u2581", "always", split=False)),
+}
+FLAGS = [{}, {"rstrip": True}, {"lstrip": True}, {"lstrip": True, "rstrip": True}, {"single_word": True}]
+
+
+def joined_library(scheme, flags, **settings):
+    """(the tokenizers library, our keys) of a small vocabulary in the way of Llama's, with a token of the user's."""
+    merges = [("\u2581", "a"), ("\u2581", "b"), ("a", "b"), ("\u2581a", "b"), ("\u2581", "\u2581")]
+    tokens = ["<unk>", "<s>", "\u2581", "a", "b", "\n", *map("".join, merges), "<u>"]
+    vocab = {token: id for id, token in enumerate(tokens[:-1])}
+    library = Tokenizer(models.BPE(vocab, merges, unk_token="<unk>", **settings))
+    library.add_special_tokens([AddedToken("<s>", normalized=False)])
+    library.add_tokens([AddedToken("<u>", normalized=False, **flags)])
+    normalizer, pre_tokenizer = STEPS_BEFORE[scheme]
+    if normalizer:
+        library.normalizer = normalizer
+    if pre_tokenizer:
+        library.pre_tokenizer = pre_tokenizer
+    keys = {
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.token_type": [UNKNOWN, CONTROL, *[NORMAL] * (len(tokens) - 3), USER_DEFINED],
+        "tokenizer.ggml.scores": [0.0] * 6 + [-float(i) for i in range(len(merges))] + [0.0],
+        "tokenizer.ggml.add_bos_token": False,
+    }
+    keys |= {"pygpt.tokenizer.space_prefix": scheme} if scheme else {}
+    return library, keys | {f"pygpt.tokenizer.{flag}": [len(tokens) - 1] for flag in flags}
+
+
+@pytest.mark.parametrize("flags", FLAGS, ids=lambda flags: "+".join(flags) or "plain")
+@pytest.mark.parametrize("scheme", STEPS_BEFORE)
+def test_spaces_at_the_borders_of_parts_are_those_of_the_tokenizers_library(scheme, flags, tmp_path):
+    library, keys = joined_library(scheme, flags, fuse_unk=True)
+    tokenizer = pygpt.Tokenizer.from_file(write_gguf(tmp_path / "v.gguf", {}, keys))
+    rng = random.Random(6)
+    bits = [" ", "  ", "a", "b", "ab", "\n", "<s>", "<u>", "\u2581", "?", "_", "\u3000", "\x1c", "\u0301"]
+    for _ in range(2000):
+        text = "".join(rng.choices(bits, k=rng.randrange(1, 9)))
+        assert tokenizer.encode(text, parse_special=True) == library.encode(text).ids, text
+
+
+@pytest.mark.parametrize("flags", FLAGS, ids=lambda flags: "+".join(flags) or "plain")
+def test_flags_of_added_tokens_count_in_byte_level_bpe_too(trained, flags):
+    n = len(trained[0])
+    keys = trained_keys(([*trained[0], "<u>"], trained[1]), **{f"pygpt.tokenizer.{flag}": [n] for flag in flags})
+    keys["tokenizer.ggml.token_type"] = [NORMAL] * n + [USER_DEFINED]
+    tokenizer = pygpt.Tokenizer.from_keys(keys)
+    ids = {token: id for id, token in enumerate(trained[0])}
+    library = Tokenizer(models.BPE(ids, [tuple(pair.split()) for pair in trained[1]]))
+    library.pre_tokenizer = GPT2
+    library.add_tokens([AddedToken("<u>", normalized=False, **flags)])
+    rng = random.Random(7)
+    for _ in range(300):
+        text = "".join(rng.choices([*ODD, "<u>", "<u>", " "], k=rng.randrange(1, 9)))
+        assert tokenizer.encode(text) == library.encode(text).ids, text
+
+
+@pytest.mark.parametrize("fuses", [True, False])
+def test_a_run_of_unknown_characters_is_one_where_the_file_does_not_deny_it(fuses):
+    library, keys = joined_library("first", {}, fuse_unk=fuses)
+    tokenizer = pygpt.Tokenizer.from_keys(keys | ({} if fuses else {"pygpt.tokenizer.fuse_unknown": False}))
+    for text in ("a??b", "??", "a?<u>??", "?" * 2000 + "a?"):
+        assert tokenizer.encode(text) == library.encode(text).ids
+    assert tokenizer.encode("a??").count(0) == 1 + (not fuses)
+
+
+@pytest.mark.parametrize("scheme", STEPS_BEFORE)
+def test_text_that_is_read_back_behind_a_control_token_gives_the_same_ids(scheme):
+    """What decode, stream and text_behind leave out is what encode puts in."""
+    tokenizer = pygpt.Tokenizer.from_keys(joined_library(scheme, {}, fuse_unk=True)[1])
+    for text in ("ab", "b", "  ab", "   b", "\nab"):
+        ids = tokenizer.encode(text)
+        assert tokenizer.encode(tokenizer.text_behind(ids, [])) == ids
+        behind = tokenizer.encode(f"ab<s>{text}", parse_special=True)
+        at = behind.index(1) + 1
+        assert tokenizer.encode_part(tokenizer.text_behind(behind[at:], behind[:at])) == behind[at:], text
+        if text[0] != " ":
+            assert tokenizer.decode(ids) == text == tokenizer.stream([]).feed(ids)
+            assert tokenizer.decode(behind) == f"ab<s>{text}"
+            assert tokenizer.stream(behind[:at]).feed(behind[at:]) == text
+
+
+def test_a_scheme_that_is_not_known_is_named():
+    with pytest.raises(Unsupported, match="by the rule 'last'; known are 'first', 'always', 'text'"):
+        pygpt.Tokenizer.from_keys(sentencepiece_keys()[1] | {"pygpt.tokenizer.space_prefix": "last"})
+
+
+@pytest.mark.parametrize("value", [[99999], [-1], ["a"], 5, "rstrip"], ids=str)
+def test_flags_for_tokens_that_cannot_be_are_an_error(value):
+    with pytest.raises(BadFormat, match=r"^pygpt\.tokenizer\.rstrip: expected a list of ids below"):
+        pygpt.Tokenizer.from_keys(bpe_keys() | {"pygpt.tokenizer.rstrip": value})
 
 
 def test_a_stream_that_begins_a_text_leaves_out_the_space_before_it():
