@@ -12,14 +12,15 @@ from typing import Any
 
 from . import gpt2_layers, mingpt, vocabularies
 from .checkpoint import Checkpoint, Input, Options
-from .gpt2_layers import FUSED, fused_axis
+from .gpt2_layers import FUSED, by_size, fused_axis
 from .nanogpt import has_model_args
 from .open_questions import Found, Sizes, ask_gelu, assume_gelu, find_gelu, find_heads
 from .pickled_module import config_of
 
 NAME = "build-nanogpt"
 CONFIG = {"block_size", "vocab_size", "n_layer", "n_head", "n_embd"}  # all the fields of its config
-USUAL: Sizes = {  # of nanoGPT: likely, not certain
+KNOWN: Sizes = {
+    **by_size(gpt2_layers.MODELS),
     (6, 384): ("nanoGPT's train_shakespeare_char.py", 6),
     (4, 128): ("nanoGPT's README for computers without a GPU", 4),
 }
@@ -37,12 +38,13 @@ def load(source: Input, options: Options) -> Checkpoint:
     name = source_name(config, has_bias)
     options.refuse(name, "meta", "text", "tokenizer", "n_head", "gelu")
     model = gpt2_layers.weigh(source, name, has_bias)
-    heads = find_heads(source, options, model.size, gpt2_layers.PRESETS, USUAL, mingpt.heads_by_config)
+    heads = find_heads(source, options, model.size, KNOWN, mingpt.heads_by_config)
     gelu = find_gelu(source, options) or decide_gelu(name, config)
     gpt2_layers.check_config(source, model)
     vocabulary = vocabularies.find(source.path, model.sizes["V"], options)
     checkpoint = gpt2_layers.gpt2(model, heads, gelu, vocabulary)
     checkpoint.source, checkpoint.recognised_by = name, recognise(source) or ""
+    checkpoint.assumptions += gpt2_layers.other_settings(config, name)
     return checkpoint
 
 

@@ -106,8 +106,8 @@ def decide(
         unclear = f"the model predicts {text} hardly better than frequencies of tokens would"
     if not question.has_default:
         raise undecided(question, unclear)
-    taken = first if first in left else min(left, key=lambda answer: behind[answer.name][0])
-    why = question.why if taken is first else "the best of them"
+    taken = left[0]
+    why = question.why if taken is first else "the likeliest of them"
     decides = f"{question.option_between(left)} decides" + (
         "" if was_trained_on else ", its training text by --text may"
     )

@@ -54,6 +54,11 @@ FUSED = "transformer.h.0.attn.c_attn.weight"
 CONV1D = ("attn_qkv.weight", "attn_output.weight", "ffn_up.weight", "ffn_down.weight")  # [in, out] in that class
 MASKS = (".attn.bias", ".attn.mask")  # causal
 
+# Names in the settings of nanoGPT, build-nanogpt and minGPT. Rates of dropout matter in training only.
+SETTINGS = {"n_layer", "n_head", "n_embd", "block_size", "vocab_size", "bias", "model_type", "dropout"}
+SETTINGS |= {"embd_pdrop", "resid_pdrop", "attn_pdrop"}
+TRAINING = {"out_dir", "init_from", "eval_interval"}  # what tells nanoGPT's settings of training, which are many
+
 # OpenAI's models: layers, width, heads
 MODELS = {
     "gpt2": (12, 768, 12),
@@ -65,9 +70,6 @@ MODELS = {
 
 def by_size(models: Mapping[str, tuple[int, int, int]]) -> Sizes:
     return {(n_layer, n_embd): (name, n_head) for name, (n_layer, n_embd, n_head) in models.items()}
-
-
-PRESETS = by_size(MODELS)
 
 
 @dataclass
@@ -154,6 +156,16 @@ def check_config(source: Input, model: Weighed) -> None:
     for name, size in found.items():
         if type(said := config.get(name)) is int and said != size:
             raise BadFormat(f"{source.path}: its config says {name} {shown(said)}, but its weights are of {size}")
+
+
+def other_settings(settings: Mapping[Any, Any], name: str) -> list[str]:
+    """A sentence about settings that only a changed model has. name: of the source that does not know them."""
+    others = [setting for setting in settings if setting not in SETTINGS and not str(setting).startswith("_")]
+    if not others or TRAINING & settings.keys():
+        return []
+    names = ", ".join(map(shown, others[:5])) + (f" and {len(others) - 5} more" if len(others) > 5 else "")
+    known, followed = ("is", "it was") if len(others) == 1 else ("are", "they were")
+    return [f"Its settings also name {names}, which {known} unknown to {name}; {followed} not followed."]
 
 
 # ---- GGUF's gpt2

@@ -19,6 +19,7 @@ from .claims import Claims, Row, is_same
 from .gpt2_layers import FUSED, HEAD, MASKS, Weighed, by_size, fused_axis
 from .nanogpt import has_model_args
 from .open_questions import Found, Heads, Size, Sizes, assume_gelu, find_gelu, find_heads
+from .pickled_module import config_of
 from .shapes import count, dims, without_masks
 from .torch_file import Tensor
 
@@ -53,8 +54,9 @@ MODEL_TYPES = {
     "gpt-micro": (4, 128, 4),
     "gpt-nano": (3, 48, 3),
 }
-PRESETS = by_size(MODEL_TYPES)
-NOTEBOOKS: Sizes = {  # of the older layout, which had no presets: likely, not certain
+KNOWN = by_size(MODEL_TYPES)
+KNOWN_OLD: Sizes = {  # the older layout had no presets, but these notebooks
+    **by_size(gpt2_layers.MODELS),
     (8, 512): ("minGPT's play_char.ipynb", 8),
     (2, 128): ("minGPT's play_math.ipynb", 4),
     (12, 256): ("minGPT's play_image.ipynb", 8),
@@ -87,16 +89,17 @@ def load(source: Input, options: Options) -> Checkpoint:
     options.refuse(NAME, "meta", "text", "tokenizer", "n_head", "gelu")
     if is_old(source.weights):
         model = weigh_old(source)
-        heads = find_heads(source, options, model.size, gpt2_layers.PRESETS, NOTEBOOKS, heads_by_config)
+        heads = find_heads(source, options, model.size, KNOWN_OLD, heads_by_config)
         gelu = find_gelu(source, options) or assume_mingpts("erf", "before 2022-06-23", "tanh")
     else:
         model = gpt2_layers.weigh(source, NAME)
-        heads = find_heads(source, options, model.size, PRESETS, beside=heads_by_config)
+        heads = find_heads(source, options, model.size, KNOWN, heads_by_config)
         gelu = find_gelu(source, options) or assume_mingpts("tanh", "since 2022-06-23", "erf")
     gpt2_layers.check_config(source, model)
     vocabulary = vocabularies.find(source.path, model.sizes["V"], options)
     checkpoint = gpt2_layers.gpt2(model, heads, gelu, vocabulary)
     checkpoint.source, checkpoint.recognised_by = NAME, recognise(source) or ""
+    checkpoint.assumptions += gpt2_layers.other_settings(config_of(source.value) or {}, NAME)
     return checkpoint
 
 

@@ -38,6 +38,7 @@ from .unpickle import shown
 NAME = "nanochat"
 EPSILON = 2.0**-23  # of torch's rms_norm in float32
 SMEAR_WIDTH = 24  # how much of a token its gate looks at
+PADDED_TO = (1, 64, 128)  # the rows of embeddings are the ids, rounded up to a multiple: nanochat's is 64
 
 # name in the checkpoint, name in GGUF, shape in V (ids), C (width), K (keys), F (4 C), L (layers), S (what smear's gate
 # looks at), 1
@@ -105,6 +106,7 @@ def load(source: Input, options: Options) -> Checkpoint:
         summary=f"a {'chat' if chat else 'base'} model of {generation.period}, {s.n_layer} layers, "
         f"{s.n_head} heads{groups}, {s.n_embd} wide, context {s.n_ctx}",
         questions=questions,
+        settings=meta["model_config"],
         assumptions=[*found_by, *decided, *told_by, *vocabulary.assumptions],
         files=[meta_path, *tokenizer],
     )
@@ -117,18 +119,22 @@ META = re.compile(r"meta_[0-9]+\.json")
 
 
 def find_in_folder(folder: str) -> str | None:
-    """The newest model in the folder, or in the one folder in it that has any, such as d12 in base_checkpoints."""
+    """The newest model in the folder, or in the only one below it that has any, such as d12 or base_checkpoints/d12."""
     if found := newest(folder):
         return found
-    try:
-        folders = sorted(entry.path for entry in os.scandir(folder) if entry.is_dir())
-    except OSError:
-        return None
-    models = [found for below in folders if (found := newest(below))]
+    below = [*folders_in(folder), *(tag for kind in FOLDERS for tag in folders_in(os.path.join(folder, kind)))]
+    models = [found for place in below if (found := newest(place))]
     if len(models) > 1:
-        names = ", ".join(os.path.basename(os.path.dirname(path)) for path in models[:10])
+        names = ", ".join(os.path.relpath(os.path.dirname(path), folder) for path in models[:10])
         raise BadArgument(f"{folder}: expected one model of nanochat, found {len(models)}: name one of {names}")
     return models[0] if models else None
+
+
+def folders_in(folder: str) -> list[str]:
+    try:
+        return sorted(entry.path for entry in os.scandir(folder) if entry.is_dir())
+    except OSError:
+        return []
 
 
 def newest(folder: str) -> str | None:
@@ -359,10 +365,10 @@ def count_rows(source: Input, n_vocab: int, said_by: str) -> int:
     """Of the embeddings. Since 2025-12-23 they are rounded up to a multiple of 64: the last mean nothing."""
     wte = source.weights.get("transformer.wte.weight")
     n_rows = wte.shape[0] if wte is not None and wte.shape else n_vocab
-    if n_rows < n_vocab:
+    if n_rows not in {-(-n_vocab // step) * step for step in PADDED_TO}:
         raise BadFormat(
-            f"{source.path}: expected at least {n_vocab} rows in transformer.wte.weight, the vocab_size in {said_by}, "
-            f"found {n_rows}"
+            f"{source.path}: expected transformer.wte.weight to have {n_vocab} rows, the vocab_size in {said_by}, or "
+            f"that rounded up to a multiple of {PADDED_TO[1]}, found {n_rows}; are model and meta of one training?"
         )
     return n_rows
 

@@ -59,6 +59,7 @@ def load(source: Input, options: Options) -> Checkpoint:
     biases = "with biases" if has_bias else "no biases"
     checkpoint = gpt2_layers.gpt2(model, Found({HEAD_COUNT: n_head}), gelu, vocabulary, biases)
     checkpoint.source, checkpoint.recognised_by = NAME, recognise(source) or ""
+    checkpoint.assumptions += gpt2_layers.other_settings(args, NAME)
     return checkpoint
 
 

@@ -19,7 +19,10 @@ from .pickled_module import activation, attributes, config_of, modules
 ACTIVATION = "pygpt.activation"  # the key of GGUF's gpt2; its values are "gelu_" and the option's
 HEAD_COUNT = "gpt2.attention.head_count"
 LIKELY_SIZES = (64, 32, 48)  # of heads
-LEAST_SIZE = 8
+LEAST_SIZE = 8  # of heads, but in models narrower than this:
+NARROW = 256
+MOST_TRIED = 16  # numbers of heads: each trial takes about a second
+CERTAIN = 768  # width from which on a known size is one of OpenAI's, which nobody trains with other heads
 
 
 @dataclass
@@ -71,24 +74,23 @@ def find_heads(
     source: Input,
     options: Options,
     size: Size,
-    presets: Sizes,
-    likely: Sizes | None = None,
+    known: Sizes,
     beside: Beside | None = None,
 ) -> Found:
-    """The number of heads: by the file, the option, `beside` or a preset, whichever says it first; else a question.
+    """The number of heads: by the file, the option, `beside` or a known size, whichever says it first; else a question.
 
-    presets: sizes that leave no doubt; likely: sizes whose heads are the first answer of the question.
-    beside: what a file beside the checkpoint says.
+    known: sizes of well-known models. Those of OpenAI's leave no doubt; of others, the heads are the question's first
+    answer. beside: what a file beside the checkpoint says.
     """
     n_embd = size[1]
     found = (
         heads_in_file(source, options)
         or heads_by_option(options)
         or (beside and beside(source.path, size))
-        or heads_by_preset(presets, size)
+        or heads_of_openais(known, size)
     )
     if not found:
-        return ask_heads(n_embd, (likely or {}).get(size))
+        return ask_heads(n_embd, known.get(size))
     n_head, said_by, result = found
     if n_embd % n_head:
         error = BadArgument if said_by == "--n-head" else BadFormat
@@ -130,18 +132,19 @@ def heads_by_option(options: Options) -> Heads | None:
     return n_head, "--n-head", Found(assumptions=[f"There are {n_head} heads, as the option says."])
 
 
-def heads_by_preset(presets: Sizes, size: Size) -> Heads | None:
-    if size not in presets:
+def heads_of_openais(known: Sizes, size: Size) -> Heads | None:
+    if size not in known or size[1] < CERTAIN:
         return None
-    name, n_head = presets[size]
+    name, n_head = known[size]
     why = f"There are {n_head} heads, as in {name} of {size[0]} layers and a width of {size[1]} (--n-head if not)."
-    return n_head, f"the preset {name}", Found(assumptions=[why])
+    return n_head, f"the size of {name}", Found(assumptions=[why])
 
 
 def ask_heads(n_embd: int, likely: tuple[str, int] | None) -> Found:
     numbers = possible_heads(n_embd)
     if len(numbers) == 1:
-        why = f"There is one head: a width of {n_embd} has no other heads of {LEAST_SIZE} or more (--n-head if not)."
+        least = least_size(n_embd)
+        why = f"There is one head: a width of {n_embd} has no other heads of {least} or more (--n-head if not)."
         return Found({HEAD_COUNT: 1}, [why])
     why = f"with heads of {n_embd // numbers[0]}"
     if likely:
@@ -153,12 +156,20 @@ def ask_heads(n_embd: int, likely: tuple[str, int] | None) -> Found:
 
 
 def possible_heads(n_embd: int) -> list[int]:
-    """Those that divide the width into heads that are not too small, the likeliest first."""
+    """Those that divide the width into heads that are not too small, the likeliest first; no more than `MOST_TRIED`.
+
+    Few widths have more. Left out are small heads first: those of 4 and less of 240, of 20 and less of 720.
+    """
 
     def unlikelihood(n_head: int) -> tuple[int, float]:
         size = n_embd // n_head
         rank = LIKELY_SIZES.index(size) if size in LIKELY_SIZES else len(LIKELY_SIZES)
-        return rank, abs(math.log2(size / LIKELY_SIZES[0]))
+        octaves = math.log2(size / LIKELY_SIZES[0])
+        return rank, max(-octaves, octaves / 3)  # few heads are made more often than many
 
-    most = n_embd // min(LEAST_SIZE, n_embd)
-    return sorted((n for n in range(1, most + 1) if n_embd % n == 0), key=unlikelihood)
+    most = n_embd // least_size(n_embd)
+    return sorted((n for n in range(1, most + 1) if n_embd % n == 0), key=unlikelihood)[:MOST_TRIED]
+
+
+def least_size(n_embd: int) -> int:
+    return LEAST_SIZE if n_embd >= NARROW else 1

@@ -11,15 +11,16 @@ import errno
 import os
 import secrets
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 import gguf
 import numpy as np
 
-from pygpt._lib import BadFormat, Error, Type, cpu_count, quantize, types
+from pygpt._lib import BadFormat, Error, Type, cpu_count, dequantize, quantize, types
 
 from . import mixtures
 from .checkpoint import Checkpoint, Weights
@@ -27,6 +28,15 @@ from .report import Progress, Report
 
 HALF_MAX = 65504.0  # the largest float16, which is also what the blocks' scales are stored in
 THREADS = 8  # at most: each holds a part of a tensor, and more of them would wait for the disk
+
+
+@runtime_checkable
+class Stored(Protocol):
+    """Weights of a model file: they have a type already, and are copied where it is the one that they are to have."""
+
+    type: str
+
+    def stored(self) -> Iterator[np.ndarray]: ...
 
 
 def check_type(type: str) -> None:
@@ -51,6 +61,27 @@ def plan_types(checkpoint: Checkpoint, type: str) -> tuple[dict[str, Type], list
     return {name: known[choice.type] for name, choice in choices.items()}, notes
 
 
+def about_rounded(checkpoint: Checkpoint, plan: Mapping[str, Type], type: str) -> list[str]:
+    """What is to be said of a model whose weights were rounded before."""
+    known = types()
+    before = {name: known[t.type] for name, t in checkpoint.tensors.items() if isinstance(t, Stored)}
+    rounded = {name: kind for name, kind in before.items() if kind.block > 1}
+    if not rounded:
+        return []
+    names = ", ".join(name for name, _ in Counter(kind.name for kind in rounded.values()).most_common())
+    so = f"Its weights are rounded already ({names})"
+    if all(plan[name] == kind for name, kind in rounded.items()):
+        return [f"{so}: they are copied as they are."]
+    notes = [f"{so}: costs come on top of that."]
+    if sum(tensor_bytes(checkpoint, plan).values()) > sum(tensor_bytes(checkpoint, before).values()):
+        notes.append(f"{type} makes the file larger than it was, and no more exact.")
+    return notes
+
+
+def tensor_bytes(checkpoint: Checkpoint, plan: Mapping[str, Type]) -> dict[str, int]:
+    return {name: checkpoint.tensors[name].size // kind.block * kind.bytes for name, kind in plan.items()}
+
+
 class DiskFull(Error):
     """There is no room for the file."""
 
@@ -59,7 +90,8 @@ def write(checkpoint: Checkpoint, out: str, type: str, progress: Progress | None
     """Writes the model file `out`, which appears when it is complete. keep: it is to outlive a loss of power."""
     type = mixtures.find(type)
     plan, notes = plan_types(checkpoint, type)
-    sizes = {name: tensor.size // plan[name].block * plan[name].bytes for name, tensor in checkpoint.tensors.items()}
+    notes += about_rounded(checkpoint, plan, type)
+    sizes = tensor_bytes(checkpoint, plan)
     writer = gguf.GGUFWriter(None, checkpoint.architecture)
     add_keys(writer, checkpoint, type)
     for name, tensor in checkpoint.tensors.items():
@@ -73,15 +105,8 @@ def write(checkpoint: Checkpoint, out: str, type: str, progress: Progress | None
         writer.write_ti_data_to_file()
         file = writer.fout[0]
         writer.write_padding(file, file.tell())
-        parts = ((name, block) for name, tensor in checkpoint.tensors.items() for block in tensor.blocks())
         left, total = dict(sizes), sum(sizes.values())
-
-        def quantized(part: tuple[str, np.ndarray]) -> tuple[str, np.ndarray]:
-            name, block = part
-            check_numbers(block, checkpoint.tensors[name], plan[name].name)
-            return name, quantize(block, plan[name].name)
-
-        for name, rows in side_by_side(quantized, parts):
+        for name, rows in side_by_side(encoded, parts(checkpoint, plan)):
             left[name] -= file.write(rows.data)
             if not left[name]:
                 writer.write_padding(file, sizes[name])
@@ -104,6 +129,34 @@ def write(checkpoint: Checkpoint, out: str, type: str, progress: Progress | None
         notes=notes,
         assumptions=checkpoint.assumptions,
     )
+
+
+@dataclass
+class Part:
+    """Some rows of a tensor."""
+
+    name: str  # of the tensor in the file that is written
+    tensor: Weights
+    type: str  # that they are to have
+    rows: np.ndarray  # of numbers; of bytes where they have that type already
+    is_encoded: bool
+
+
+def parts(checkpoint: Checkpoint, plan: Mapping[str, Type]) -> Iterator[Part]:
+    for name, tensor in checkpoint.tensors.items():
+        type = plan[name].name
+        is_encoded = isinstance(tensor, Stored) and tensor.type == type
+        for rows in tensor.stored() if is_encoded else tensor.blocks():
+            yield Part(name, tensor, type, rows, is_encoded)
+
+
+def encoded(part: Part) -> tuple[str, np.ndarray]:
+    """The tensor's name and bytes of its rows."""
+    if part.is_encoded:
+        check_finite(dequantize(part.rows, part.type), part.tensor)
+        return part.name, part.rows
+    check_numbers(part.rows, part.tensor, part.type)
+    return part.name, quantize(part.rows, part.type)
 
 
 T, R = TypeVar("T"), TypeVar("R")
@@ -150,10 +203,14 @@ def check_numbers(block: np.ndarray, tensor: Weights, type: str) -> None:
     limit = np.finfo(np.float32).max if type in ("f32", "bf16") else HALF_MAX
     low, high = block.min(), block.max()
     if not (-limit <= low and high <= limit):  # NaN fails too
-        if np.isfinite(block).all():
-            raise BadFormat(
-                f"{tensor.name}: holds {max(high, -low):g}, more than {type} can; convert with --type f32 or bf16"
-            )
+        check_finite(block, tensor)
+        raise BadFormat(
+            f"{tensor.name}: holds {max(high, -low):g}, more than {type} can; convert with --type f32 or bf16"
+        )
+
+
+def check_finite(block: np.ndarray, tensor: Weights) -> None:
+    if not np.isfinite(block).all():
         raise BadFormat(
             f"{tensor.name}: expected finite numbers, found NaN or infinity; training diverged, or the file is damaged"
         )

@@ -11,9 +11,9 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="PyTorch writes the checkpoints that are converted here: pip install torch")
 
-from pygpt.convert import SOURCES, build_nanogpt, convert_checkpoint, gpt2_layers, mingpt  # noqa: E402
+from pygpt.convert import SOURCES, build_nanogpt, convert_checkpoint, mingpt  # noqa: E402
 from pygpt.convert.checkpoint import Input, Options  # noqa: E402
-from pygpt.convert.open_questions import find_heads  # noqa: E402
+from pygpt.convert.open_questions import MOST_TRIED, find_heads, possible_heads  # noqa: E402
 from pygpt.convert.pickled_module import modules  # noqa: E402
 from reference import gpt as nanogpt  # noqa: E402
 from reference.lecture import logits  # noqa: E402
@@ -282,49 +282,53 @@ def test_heads_that_are_no_number_are_refused(tmp_path, n_head):
     refused(tmp_path, weights(Config()), match, ValueError, n_head=n_head)
 
 
-PRESETS = [
-    (6, 192, 6),
-    (4, 128, 4),
-    (3, 48, 3),
-    (8, 512, 16),
-    (12, 768, 12),
-    (24, 1024, 16),
-    (36, 1280, 20),
-    (48, 1600, 25),
-]
+OPENAIS = [(12, 768, 12), (24, 1024, 16), (36, 1280, 20), (48, 1600, 25)]
+PRESETS = [(6, 192, 6), (4, 128, 4), (3, 48, 3), (8, 512, 16)]
 
 
-def found_heads(tmp_path, n_layer, n_embd, *tables):
-    """What is found out about a model of this size from these tables alone."""
+def found_heads(tmp_path, n_layer, n_embd, known):
+    """What is found out about a model of this size from this table alone."""
     with ExitStack() as stack:
         source = Input(str(save(tmp_path, weights(Config()))), stack)
-        return find_heads(source, Options(), (n_layer, n_embd), *tables)
+        return find_heads(source, Options(), (n_layer, n_embd), known)
 
 
-@pytest.mark.parametrize("preset", PRESETS, ids=str)
-def test_presets_are_known_by_their_size(tmp_path, preset):
-    n_layer, n_embd, n_head = preset
-    found = found_heads(tmp_path, n_layer, n_embd, mingpt.PRESETS)
+@pytest.mark.parametrize("known", [mingpt.KNOWN, mingpt.KNOWN_OLD, build_nanogpt.KNOWN], ids=["new", "old", "nanoGPT"])
+@pytest.mark.parametrize("size", OPENAIS, ids=str)
+def test_openais_models_are_known_by_their_size(tmp_path, size, known):
+    n_layer, n_embd, n_head = size
+    found = found_heads(tmp_path, n_layer, n_embd, known)
     assert found.keys == {"gpt2.attention.head_count": n_head} and not found.questions
     assert f"There are {n_head} heads, as in g" in found.assumptions[0] and "--n-head" in found.assumptions[0]
 
 
-def test_a_preset_is_taken_and_said(tmp_path):
-    checkpoint = loaded(save(tmp_path, weights(GPT_MINI), 11))
-    assert checkpoint.keys["gpt2.attention.head_count"] == 6 and not checkpoint.questions
-    assert any("6 heads, as in gpt-mini of 6 layers and a width of 192" in line for line in checkpoint.assumptions)
+@pytest.mark.parametrize("preset", PRESETS, ids=str)
+def test_presets_are_asked_about_first(tmp_path, preset):
+    n_layer, n_embd, n_head = preset
+    (question,) = found_heads(tmp_path, n_layer, n_embd, mingpt.KNOWN).questions
+    numbers = [int(answer.name) for answer in question.answers]
+    assert numbers[0] == n_head and sorted(numbers) == sorted(possible_heads(n_embd)) and question.has_default
+    assert question.why.startswith("as in go" if n_layer == 8 else "as in gpt-")
+
+
+def test_a_preset_stands_where_nothing_is_tried(tmp_path):
+    report = convert_checkpoint(save(tmp_path, weights(GPT_MINI), 11), proof=False)
+    assert File(report.path).keys["gpt2.attention.head_count"] == 6
+    sentence = "The number of heads is 6, as in gpt-mini; not tried on text (--n-head decides)."
+    assert sentence in report.assumptions
 
 
 @pytest.mark.parametrize(("n_layer", "n_embd", "n_head"), [(8, 512, 8), (2, 128, 4), (12, 256, 8)])
 def test_the_older_layouts_notebooks_are_asked_about_first(tmp_path, n_layer, n_embd, n_head):
     """They trained 8 layers of 512 with 8 heads, where the newer layout's gopher-44m has 16."""
-    (question,) = found_heads(tmp_path, n_layer, n_embd, gpt2_layers.PRESETS, mingpt.NOTEBOOKS).questions
+    (question,) = found_heads(tmp_path, n_layer, n_embd, mingpt.KNOWN_OLD).questions
     assert question.answers[0].name == str(n_head) and question.has_default and ".ipynb" in question.why
     assert len({answer.name for answer in question.answers}) == len(question.answers) > 4
 
 
 def test_the_older_layout_has_no_presets_but_gpt2s(tmp_path):
-    assert heads(save(tmp_path, weights(GPT_MINI, "old"), 11))[0] == 3
+    (question,) = loaded(save(tmp_path, weights(GPT_MINI, "old"), 11)).questions
+    assert question.answers[0].name == "3" and not question.has_default
     question = loaded(save(tmp_path, weights(Config(n_embd=128, n_head=4), "old"))).questions[0]
     assert question.why == "as in minGPT's play_math.ipynb" and question.answers[0].name == "4"
 
@@ -367,7 +371,7 @@ def test_config_json_says_how_many(tmp_path, model, n_head):
 )
 def test_a_config_json_of_another_model_is_not_followed(tmp_path, content):
     (tmp_path / "config.json").write_text(json.dumps(content))
-    assert heads(save(tmp_path, weights(GPT_MINI), 11)) == 6
+    assert heads(save(tmp_path, weights(GPT_MINI), 11))[:2] == [6, 3]
 
 
 def test_heads_that_config_json_says_must_divide_the_width(tmp_path):
@@ -410,10 +414,12 @@ def test_a_whole_model_of_different_heads_or_activations_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("n_embd", "expected"),
     [
-        (384, [6, 12, 8, 4, 3, 16, 2, 24, 32, 1, 48]),
-        (96, [3, 2, 1, 4, 6, 8, 12]),
-        (100, [2, 1, 4, 5, 10]),
-        (172, [2, 4, 1]),
+        (384, [6, 12, 8, 4, 3, 2, 1, 16, 24, 32, 48]),
+        (256, [4, 8, 2, 1, 16, 32]),
+        (96, [3, 2, 1, 4, 6, 8, 12, 16, 24, 32, 48, 96]),
+        (172, [2, 1, 4, 43, 86, 172]),
+        (32, [1, 2, 4, 8, 16, 32]),
+        (14, [1, 2, 7, 14]),
     ],
 )
 def test_without_any_hint_the_heads_are_asked_for(tmp_path, n_embd, expected):
@@ -423,10 +429,17 @@ def test_without_any_hint_the_heads_are_asked_for(tmp_path, n_embd, expected):
     assert all(answer.keys == {"gpt2.attention.head_count": int(answer.name)} for answer in question.answers)
     assert question.option == "--n-head" and not question.has_default
     assert "gpt2.attention.head_count" not in checkpoint.keys
-    assert all(n_embd % n == 0 and n_embd // n >= 8 for n in expected)
+    assert all(n_embd % n == 0 for n in expected) and (n_embd < 256 or n_embd // max(expected) >= 8)
 
 
-@pytest.mark.parametrize("n_embd", [4, 8, 13])
+@pytest.mark.parametrize(("n_embd", "least"), [(180, 3), (240, 5), (360, 10), (720, 24), (960, 24)])
+def test_a_width_of_many_divisors_is_not_tried_with_all_of_them(n_embd, least):
+    numbers = possible_heads(n_embd)
+    assert len(set(numbers)) == len(numbers) == MOST_TRIED
+    assert n_embd // max(numbers) == least and {1, 2, 3, 4, 5, 6, 12} <= set(numbers)
+
+
+@pytest.mark.parametrize("n_embd", [1, 257])
 def test_where_only_one_head_is_possible_it_is_not_asked(tmp_path, n_embd):
     checkpoint = loaded(save(tmp_path, weights(Config(n_embd=n_embd, n_head=1))))
     assert checkpoint.keys["gpt2.attention.head_count"] == 1 and not checkpoint.questions
@@ -446,6 +459,58 @@ def test_the_heads_are_found_out_on_text(tmp_path):
     assert any("number of heads is 4: " in line for line in report.assumptions), report.assumptions
     with pygpt.Model(report.path) as engine:
         assert np.abs(engine.logits(some_ids(c)) - logits(model, some_ids(c)).numpy()).max() < F32
+
+
+TRAINED_WITH = {  # what would be assumed, did not the text speak against it
+    "heads of 4": Config(n_embd=32, n_head=8),
+    "heads of 2, less than 16 wide": Config(n_embd=14, n_head=7),
+    "gpt-nano's size": Config(n_layer=3, n_head=6),
+}
+
+
+@pytest.mark.parametrize("name", TRAINED_WITH)
+def test_narrow_models_may_have_been_trained_with_any_heads(tmp_path, name):
+    c = TRAINED_WITH[name]
+    model = random_gpt(c)
+    path = save(tmp_path, model.state_dict())
+    report = convert_checkpoint(path, type="f32", **written_by(model, c, path))
+    assert any(f"number of heads is {c.n_head}: " in line for line in report.assumptions), report.assumptions
+    with pygpt.Model(report.path) as engine:
+        assert np.abs(engine.logits(some_ids(c)) - logits(model, some_ids(c)).numpy()).max() < F32
+
+
+# ---- settings that are not followed
+
+
+def test_settings_that_only_a_changed_model_has_are_said(tmp_path):
+    config = asdict(GPTConfig()) | {"activation": "relu", "n_kv_head": 1}
+    checkpoint = loaded(save(tmp_path, built(config)))
+    said = (
+        "Its settings also name 'activation', 'n_kv_head', which are unknown to nanoGPT, build-nanogpt or llm.c; they"
+    )
+    assert any(line.startswith(said) for line in checkpoint.assumptions), checkpoint.assumptions
+    many = {f"s{i}": 1 for i in range(9)} | {"x" * 10_000: 1, "line\nline": 1}
+    (line,) = (a for a in loaded(save(tmp_path, built(asdict(GPTConfig()) | many))).assumptions if "settings" in a)
+    assert "'s4' and 6 more, which are" in line and "\n" not in line and len(line) < 300
+
+
+MINGPT_CONFIG = {"model_type": None, "n_layer": 2, "n_head": 3, "n_embd": 48, "vocab_size": 65, "block_size": 32}
+MINGPT_CONFIG |= {"embd_pdrop": 0.1, "resid_pdrop": 0.1, "attn_pdrop": 0.1}
+
+
+@pytest.mark.filterwarnings("ignore:Couldn't retrieve source code")
+def test_mingpts_own_settings_are_known(tmp_path):
+    for more, says in (({}, []), ({"rotary": True}, ["'rotary', which is unknown to minGPT; it was not followed."])):
+        model = random_gpt(Config())
+        model.config = SimpleNamespace(**MINGPT_CONFIG, **more)
+        lines = [line for line in loaded(save(tmp_path, model)).assumptions if "settings" in line]
+        assert [line.removeprefix("Its settings also name ") for line in lines] == says
+
+
+def test_nanogpts_settings_of_training_say_nothing_of_the_model(tmp_path):
+    training = {"out_dir": "out", "eval_interval": 250, "init_from": "scratch", "learning_rate": 1e-3, "dropout": 0.2}
+    for config in (asdict(GPTConfig()) | training, asdict(GPTConfig()) | {"dropout": 0.0, "bias": True}):
+        assert not any("settings" in line for line in loaded(save(tmp_path, built(config))).assumptions)
 
 
 # ---- GELU
@@ -566,7 +631,15 @@ def test_weights_alone_ask_for_heads_and_gelu(tmp_path, tie):
     assert not recognised(path, mingpt)
     checkpoint = loaded(path)
     n_head, gelu = checkpoint.questions
-    assert [answer.name for answer in n_head.answers] == ["1", "2", "4", "8"] and not n_head.has_default
+    assert [answer.name for answer in n_head.answers] == [
+        "1",
+        "2",
+        "4",
+        "8",
+        "16",
+        "32",
+        "64",
+    ] and not n_head.has_default
     assert [answer.keys for answer in gelu.answers] == [
         {"pygpt.activation": "gelu_erf"},
         {"pygpt.activation": "gelu_tanh"},

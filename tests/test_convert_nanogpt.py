@@ -294,11 +294,48 @@ def test_meta_is_found_where_nanogpt_looks(folders):
     assert vocabulary(folders)[0] == list(OTHER)
 
 
-def test_meta_and_text_can_be_named(folders):
-    save_meta(folders / "repo/data/letters/meta.pkl", TEXT)
+def save_text(path, n=1000):
+    path.write_text(TEXT * (n // len(TEXT)), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("where", ["repo/runs/out/meta.pkl", "repo/data/letters/meta.pkl"])
+def test_meta_and_text_can_be_named(folders, where):
+    """A text is what is tried, and the vocabulary only where no meta.pkl of the right size is found."""
+    text = folders / "my.txt"
+    text.write_text(OTHER[::-1] * 30, encoding="utf-8")
+    assert vocabulary(folders, text=text)[0] == list(OTHER)
+    meta = save_meta(folders / where, TEXT)
     assert vocabulary(folders, meta=save_meta(folders / "my.pkl", OTHER))[0] == list(OTHER)
-    (folders / "my.txt").write_text(OTHER[::-1] * 3, encoding="utf-8")
-    assert vocabulary(folders, text=folders / "my.txt")[0] == list(OTHER)
+    assert vocabulary(folders, meta=folders / "my.pkl", text=save_text(folders / "more.txt"))[0] == list(OTHER)
+    characters, report = vocabulary(folders, text=save_text(text))
+    assert characters == list(TEXT) and report.vocabulary == f"65 characters from {meta}"
+    assert report.proof.text == "my.txt"
+
+
+@pytest.mark.parametrize("what", ["of another size", "damaged", "of another kind"])
+def test_a_text_decides_where_meta_does_not_fit(folders, what):
+    meta = save_meta(folders / "repo/data/letters/meta.pkl", TEXT[:30])
+    if what != "of another size":
+        meta.write_bytes(pickle.dumps({"vocab_size": 65})[: 5 if what == "damaged" else None])
+    path = save(folders / "repo/runs/out/ckpt.pt", checkpoint())
+    refused(path, "meta.pkl: ", ValueError)
+    text = folders / "my.txt"
+    text.write_text(OTHER, encoding="utf-8")
+    assert vocabulary(folders, text=text)[0] == list(OTHER)
+    text.write_text(OTHER[:40], encoding="utf-8")
+    refused(path, "my.txt: expected a text of 65 different characters.*found 40", ValueError, text=text)
+
+
+def test_a_text_does_not_pass_for_gpt2s_vocabulary(tmp_path, monkeypatch):
+    """Nor does it make a meta.pkl beside it, which contradicts the model's size, another model's."""
+    monkeypatch.chdir(tmp_path)
+    path = save(tmp_path / "ckpt.pt", checkpoint(n_layer=1, n_embd=8, vocab_size=50304))
+    options = {"type": "f16", "text": save_text(tmp_path / "my.txt"), "proof": False}
+    assert convert_checkpoint(path, **options).vocabulary == "GPT-2's BPE, 50257 tokens and 47 ids of padding"
+    (tmp_path / "ckpt.gguf").unlink()
+    save_meta(tmp_path / "meta.pkl")
+    refused(path, "expected a vocabulary of 50304 ids as the checkpoint has, found 65", ValueError, **options)
 
 
 def test_meta_of_every_protocol_and_with_other_things_is_read(folders):
@@ -331,11 +368,37 @@ def test_a_missing_vocabulary_says_what_to_do(folders):
 
 
 @pytest.mark.parametrize(
+    ("n_vocab", "option"),
+    [
+        (255, {"text": "input.txt"}),
+        (256, {"tokenizer": "bytes"}),
+        (259, {"tokenizer": "bytes"}),
+        (320, {"tokenizer": "bytes"}),
+        (300, {"text": "input.txt"}),
+        (50256, {"text": "input.txt"}),
+        (50258, {"tokenizer": "gpt2"}),
+        (51200, {"tokenizer": "gpt2"}),
+        (51201, {"text": "input.txt"}),
+    ],
+    ids=str,
+)
+def test_the_one_option_that_is_named_helps(folders, n_vocab, option):
+    path = save(folders / "repo/runs/out/ckpt.pt", checkpoint(n_layer=1, n_embd=8, n_head=1, vocab_size=n_vocab))
+    sentence = refused(path, f"vocabulary of its {n_vocab} ids", FileNotFoundError, proof=False)
+    ((name, value),) = option.items()
+    assert sentence.endswith(f"--{name} {value}") and sentence.count("--") == 1
+    if name == "text":
+        value = folders / value
+        value.write_text("".join(chr(0x10000 + i) for i in range(n_vocab)), encoding="utf-8")
+    assert convert_checkpoint(path, proof=False, **{name: value}).vocabulary
+
+
+@pytest.mark.parametrize(
     ("options", "match"),
     [
         ({"meta": "none.pkl"}, "none.pkl: there is no such file"),
         ({"text": "none.txt"}, "none.txt: there is no such file"),
-        ({"meta": "."}, "cannot be read"),
+        ({"meta": "."}, "is no ordinary file"),
         ({"text": "."}, "cannot be read"),
         ({"meta": "few.pkl"}, "expected a vocabulary of 65 ids as the checkpoint has, found 20"),
         ({"meta": "many.pkl"}, "found 66"),
@@ -504,6 +567,16 @@ def test_sizes_that_contradict_the_weights_are_refused(tmp_path, args, match):
     refused(save(tmp_path / "ckpt.pt", value), match, text=tmp_path / "text.txt")
 
 
+def test_settings_that_nanogpt_does_not_have_are_said(tmp_path):
+    value = checkpoint()
+    value["model_args"] |= {"dropout": 0.1}
+    assert not any("settings" in line for line in converted(tmp_path, value)[1].assumptions)
+    value["model_args"] |= {"activation": "relu"}
+    file, report = converted(tmp_path, value)
+    sentence = "Its settings also name 'activation', which is unknown to nanoGPT; it was not followed."
+    assert sentence in report.assumptions and sentence in file.keys["pygpt.assumptions"]
+
+
 def test_missing_sizes_are_named(tmp_path):
     value = checkpoint()
     del value["model_args"]["n_head"]
@@ -548,9 +621,45 @@ def test_a_folder_means_its_ckpt(tmp_path):
     report = convert_checkpoint(tmp_path, text=tmp_path / "text.txt")
     assert report.path == str(tmp_path / "ckpt.gguf")
     (tmp_path / "empty").mkdir()
-    refused(tmp_path / "empty", "ckpt.pt: there is no such file", FileNotFoundError)
+    for name in ("ckpt.pt: there is no such file", "model.pt", r"model_\{step\}.pt or .bin", "base_.*", "config.json"):
+        refused(tmp_path / "empty", name, FileNotFoundError)
     refused(tmp_path / "none.pt", "none.pt: there is no such file", FileNotFoundError)
     refused(Path("/dev/null"), "no ordinary file", ValueError)
+
+
+def test_a_log_folder_of_build_nanogpt_means_its_newest_model(tmp_path):
+    (tmp_path / "log").mkdir()
+    for step in (0, 5000, 10000, 19072):
+        save(tmp_path / "log" / f"model_{step:05d}.pt", checkpoint(n_layer=1))
+    (tmp_path / "log" / "log.txt").touch()
+    for folder in (tmp_path / "log", tmp_path):
+        report = convert_checkpoint(folder, text=tmp_path / "log" / "text.txt", proof=False)
+        assert report.path == str(tmp_path / "log" / "model_19072.gguf")
+
+
+def touch(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+    return str(path)
+
+
+def test_nanochats_base_folder_means_its_only_model(tmp_path):
+    for name in ("tokenizer/tokenizer.pkl", "base_data/model_000001.pt.d/shard", "report/report.md"):
+        touch(tmp_path / name)
+    refused(tmp_path, "ckpt.pt: there is no such file", FileNotFoundError)
+    first = touch(tmp_path / "base_checkpoints" / "d4" / "model_000100.pt")
+    assert convert.find_file(str(tmp_path)) == first
+    base = touch(tmp_path / "base_checkpoints" / "d4" / "model_000200.pt")
+    assert convert.find_file(str(tmp_path)) == convert.find_file(os.path.dirname(base)) == base
+    chat = touch(tmp_path / "chatsft_checkpoints" / "d4" / "model_000050.pt")
+    touch(tmp_path / "chatrl_checkpoints" / "d20" / "model_000050.pt")
+    refused(
+        tmp_path,
+        "expected one model of nanochat, found 3: name one of base_checkpoints/d4, chatsft_checkpoints/d4, "
+        "chatrl_checkpoints/d20$",
+        ValueError,
+    )
+    assert convert.find_file(str(tmp_path / "chatsft_checkpoints")) == chat
 
 
 def test_an_output_that_cannot_be_is_refused(tmp_path):

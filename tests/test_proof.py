@@ -48,7 +48,7 @@ def test_a_difference_within_its_error_decides_nothing_and_is_called_unclear():
 
 def test_what_is_clearly_worse_is_out_even_if_the_rest_is_unclear():
     answer, sentence = decide(question(A, B, C), series(0.5, 0.001, 0), "a text")
-    assert answer is C and "the best of them; UNCLEAR: a text does not tell B and C apart" in sentence
+    assert answer is B and "the likeliest of them; UNCLEAR: a text does not tell B and C apart" in sentence
 
 
 def test_an_answer_under_which_nothing_can_be_computed_is_out():
