@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import stat
 from typing import Any
 
-from pygpt._lib import BadFormat, NotFound, Unreadable
+from pygpt._lib import BadArgument, BadFormat, NotFound, Unreadable
 
 from .checkpoint import Vocabulary
 from .unpickle import read_pickle, shown
@@ -44,6 +46,8 @@ def characters_of(path: str) -> set[str]:
     """The different characters of a text file."""
     found: set[str] = set()
     try:
+        if stat.S_ISCHR(os.stat(path).st_mode):  # /dev/zero has no end; a pipe has one
+            raise BadArgument(f"{path}: is a device; name a file with the text that the model was trained on")
         with open(path, encoding="utf-8") as file:
             while block := file.read(1 << 20):
                 found.update(block)

@@ -180,6 +180,7 @@ class Checkpoint:
     questions: list[Question] = field(default_factory=list)  # their keys are not in `keys`
     assumptions: list[str] = field(default_factory=list)  # what the file does not say and changes the result
     files: list[str] = field(default_factory=list)  # that it was read from, beside the one that was named
+    settings: Mapping[str, Any] = field(default_factory=dict)  # of its model, by its own names, where it has such
     output: str | None = None  # where it is written by default; None: beside the file, with its name
 
     @property
@@ -245,9 +246,10 @@ def state_dict(value: object) -> dict[str, Any]:
 
 
 def strip_prefixes(name: str) -> str:
-    while prefix := next((p for p in PREFIXES if name.startswith(p)), ""):
-        name = name[len(prefix) :]
-    return name
+    at = 0
+    while prefix := next((p for p in PREFIXES if name.startswith(p, at)), ""):
+        at += len(prefix)
+    return name[at:]
 
 
 def whole_number(values: Mapping[Any, object], key: str, low: int, high: int, where: str) -> int:

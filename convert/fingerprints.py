@@ -6,7 +6,10 @@ import os
 import re
 from collections.abc import Iterable
 
+from pygpt._lib import BadFormat
+
 from .checkpoint import Input
+from .pickled_module import class_name
 from .torch_file import LEGACY_MAGIC, ZIP_MAGIC
 from .unpickle import Stub, shown
 
@@ -60,6 +63,8 @@ KINDS: dict[str, str] = {
         encoder.layer_stack.*.pos_ffn.w_2.weight encoder.layer_norm.weight decoder.trg_word_emb.weight
         decoder.layer_stack.*.slf_attn.w_qs.weight decoder.layer_stack.*.enc_attn.w_qs.weight trg_word_prj.weight""",
 }
+# what a source wants beside weights that are all its own, where it has not said so already
+WANTED = {"llama2.c": "no model_args with its sizes lie beside the weights, as in the ckpt.pt that its train.py saves"}
 
 
 def nearest(names: Iterable[str]) -> str:
@@ -72,7 +77,8 @@ def nearest(names: Iterable[str]) -> str:
     known = set(KINDS[kind].split())
     lacks, more = sorted(known - found), sorted(found - known)
     parts = [f"{word} {some(names)}" for word, names in (("it lacks", lacks), ("it has", more)) if names]
-    return f"; the nearest is {kind}" + (f", but {' and '.join(parts)}" if parts else "")
+    difference = " and ".join(parts) or WANTED.get(kind)
+    return f"; the nearest is {kind}" + (f", but {difference}" if difference else "")
 
 
 def some(names: list[str]) -> str:
@@ -81,6 +87,8 @@ def some(names: list[str]) -> str:
 
 def by_bytes(path: str) -> str | None:
     """What a file is that torch.save cannot have written; None if it may have."""
+    from . import llama2c
+
     with open(path, "rb") as file:
         head = file.read(64)
     if head.startswith((ZIP_MAGIC, LEGACY_MAGIC)):
@@ -90,6 +98,8 @@ def by_bytes(path: str) -> str | None:
             return kind
     if not head:
         return "is empty; expected a checkpoint of torch.save"
+    if sentence := llama2c.cut_short(path):
+        raise BadFormat(sentence)
     length = int.from_bytes(head[:8], "little")
     if head[8:9] == b"{" and length <= os.path.getsize(path):
         return "looks like a file of safetensors; it is converted with its folder, by the config.json beside it"
@@ -107,7 +117,8 @@ def by_content(source: Input) -> str:
         first = shown(next(iter(weights)))
         return f"holds tensors of an unknown model ({first} and {len(weights) - 1} more){nearest(weights)}"
     if type(value) is Stub:
-        return f"holds a pickled {shown(str(value.function))}, not weights; save its state_dict() instead"
+        kind = shown(name) if (name := class_name(value)) else "object of an unknown class"
+        return f"holds a pickled {kind}, not weights; save its state_dict() instead"
     if type(value) is dict:
         keys = ", ".join(shown(key) for key in list(value)[:6])
         return f"holds a dictionary without weights (keys: {keys or 'none'}); expected one such as nanoGPT's ckpt.pt"

@@ -11,6 +11,8 @@ from .unpickle import shown
 from .whole_file import read_whole
 
 MAX_BYTES = 64 << 20  # the largest tokenizer.json that is known has 33 MB
+MAX_ITEMS = 3_000_000  # and about two million items; each takes 100 bytes of memory
+MARKS = {b",": 1, b"[": 1, b"{": 3}  # what the items in a file are told by; an object takes as much as three of them
 
 
 def read_object(path: str, limit: int = MAX_BYTES) -> dict[str, Any]:
@@ -19,6 +21,8 @@ def read_object(path: str, limit: int = MAX_BYTES) -> dict[str, Any]:
 
 
 def parse_object(data: bytes, where: str) -> dict[str, Any]:
+    if sum(n * data.count(mark) for mark, n in MARKS.items()) > MAX_ITEMS:
+        raise BadFormat(f"{where}: expected JSON of at most {MAX_ITEMS} items, found more")
     try:
         value = json.loads(data.decode(), object_pairs_hook=_unique)
     except _Twice as error:

@@ -10,10 +10,13 @@ from typing import Any
 
 from pygpt._lib import Unsupported
 
-from .unpickle import Global, Stub, shown
+from .unpickle import Stub, class_of, shown
 
 WRAPPERS = ("model", "model_state_dict", "state_dict")  # keys that weights are saved under
-MAX_MODULES = 100_000  # in a model; one that is in two places counts twice
+PARTS = ("_parameters", "_buffers", "_modules")
+# Of a model; what is in two places counts twice. A module that is a part of itself has no end.
+MAX_PARTS = 100_000  # modules and tensors
+MAX_NAME = 500  # characters
 
 
 def unwrapped(value: object) -> list[object]:
@@ -35,13 +38,18 @@ def pairs(value: object) -> list[tuple[str, Any]]:
 def module_tensors(module: Stub) -> Iterator[tuple[str, Any]]:
     """The tensors of a module by the names that its state_dict has."""
     waiting, n = [("", module)], 0
-    while waiting and (n := n + 1) <= MAX_MODULES:
+    while waiting:
         prefix, module = waiting.pop()
         state = attributes(module)
-        for kind in ("_parameters", "_buffers"):
-            yield from ((prefix + name, tensor) for name, tensor in pairs(state.get(kind)))
-        parts = [(f"{prefix}{name}.", part) for name, part in pairs(state.get("_modules")) if type(part) is Stub]
-        waiting += reversed(parts)
+        n += 1 + sum(len(part) for kind in PARTS if type(part := state.get(kind)) is dict)
+        if n > MAX_PARTS:
+            return
+        parameters, buffers, parts = (
+            [(prefix + name, part) for name, part in pairs(state.get(kind)) if len(prefix) + len(name) < MAX_NAME]
+            for kind in PARTS
+        )
+        yield from (*parameters, *buffers)
+        waiting += [(name + ".", part) for name, part in reversed(parts) if type(part) is Stub]
 
 
 def modules(value: object) -> Iterator[Stub]:
@@ -51,18 +59,17 @@ def modules(value: object) -> Iterator[Stub]:
     while waiting:
         module = waiting.pop()
         parts = attributes(module).get("_modules")
-        if id(module) not in seen and type(parts) is dict:
-            seen.add(id(module))
-            yield module
+        if id(module) in seen or type(parts) is not dict:
+            continue
+        yield module
+        if id(parts) not in seen:  # modules may share the dictionary of their parts
             waiting += [part for _, part in pairs(parts) if type(part) is Stub]
+        seen |= {id(module), id(parts)}
 
 
 def class_name(stub: Stub) -> str:
-    """The class of an object; torch's older streams keep a class together with its source code."""
-    function = stub.function
-    while type(function) is Stub:
-        function = function.function
-    return str(function) if type(function) is Global else ""
+    """The class of an object, with its module; empty if it is none."""
+    return str(class_of(stub) or "")
 
 
 # ---- what it tells

@@ -38,7 +38,8 @@ class Groups(Storage):
                 "bytes that are none; it is damaged, or from the days when all scales stood at the end: export it again"
             )
         skipped = start - first * self.group
-        return values * np.repeat(scales, self.group)[skipped : skipped + count]
+        with np.errstate(over="ignore"):  # what is beyond float32 is infinite, which whoever wants numbers refuses
+            return values * np.repeat(scales, self.group)[skipped : skipped + count]
 
 
 class RawFile(TensorFile):

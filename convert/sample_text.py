@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from dataclasses import dataclass
 from importlib import resources
 
@@ -24,7 +25,8 @@ class Text:
 def find_text(checkpoint: Checkpoint, options: Options) -> Text:
     """What the user named must be readable; what was found beside the checkpoint need not."""
     if options.text:
-        return Text(os.path.basename(options.text), read_begin(options.text))
+        was_read = options.text == checkpoint.vocabulary.sample and stat.S_ISFIFO(os.stat(options.text).st_mode)
+        return Text(os.path.basename(options.text), "" if was_read else read_begin(options.text))
     if path := checkpoint.vocabulary.sample:
         try:
             if text := read_begin(path):

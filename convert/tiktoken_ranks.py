@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pygpt._lib import BadFormat, Unsupported
+from pygpt.byte_pairs import TooManySteps, run_rule
 from pygpt.merging import merge
 from pygpt.split_rules import LLAMA3, RULES
 from pygpt.vocabulary import BYTE_OF, CONTROL, NORMAL
@@ -26,8 +27,9 @@ from .unpickle import Stub, read_pickle, shown
 from .whole_file import read_whole
 
 LETTER_OF = {byte: letter for letter, byte in BYTE_OF.items()}
-MAX_FILE = 64 << 20  # of a file of ranks; the largest that is known has 4 MB
+MAX_FILE = 16 << 20  # of a file of ranks; the largest that is known has 4 MB
 MAX_BYTES = 8 << 20  # of all tokens; the most that is known are 2 MB, and finding the pairs of 8 takes 20 seconds
+MAX_TOKEN = 64 << 10  # bytes; the longest that is known has 128, and the pairs of a megabyte take 200 MB of memory
 
 # The special tokens that play a part which GGUF has a key for: the first that is there. nanochat's texts and turns end
 # where <|bos|> begins another text, too.
@@ -65,6 +67,8 @@ class Encoding:
             raise BadFormat(f"{self.path}: expected an id of its own for each of its {len(tokens)} tokens, found fewer")
         if (n := sum(map(len, self.ranks))) > MAX_BYTES:
             raise BadFormat(f"{self.path}: expected tokens of {MAX_BYTES >> 20} MB at most, found {n >> 20} MB")
+        if (n := max(map(len, self.ranks))) > MAX_TOKEN:
+            raise BadFormat(f"{self.path}: expected no token of more than {MAX_TOKEN >> 10} KB, found one of {n} bytes")
 
     @property
     def n_ids(self) -> int:
@@ -287,7 +291,14 @@ def check_rule(rule: str, path: str) -> None:
     except Exception as error:  # the library raises nothing narrower
         raise Unsupported(f"{path}: its tokenizer splits text by {shown(rule)}, which is no rule ({error})") from None
     for text in (*CHARACTERS, CHARACTERS):
-        if "".join(word for word, _ in matches.pre_tokenize_str(text)) != text:
+        try:
+            words = run_rule(matches.pre_tokenize_str, text)
+        except TooManySteps:
+            raise Unsupported(
+                f"{path}: its tokenizer splits text by {shown(rule)}, which takes too many steps; a rule whose parts "
+                "match the same text in one way only does not"
+            ) from None
+        if "".join(word for word, _ in words) != text:
             raise Unsupported(f"{path}: its tokenizer splits text by {shown(rule)}, which leaves out {shown(text)}")
 
 

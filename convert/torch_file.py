@@ -19,13 +19,15 @@ from math import prod
 
 import numpy as np
 
-from pygpt._lib import BadFormat
+from pygpt._lib import BadFormat, Error
 
 from . import unpickle
 from .tensor_file import TensorFile
 from .unpickle import Damaged, Global, Stub, shown
 
 CHUNK = 4 << 20  # bytes of float32 that are in memory at a time
+MAX_SIZE = 1 << 56  # of the other dimensions of an empty tensor together: beyond it numpy makes none
+MAX_DIRECTORY = 16 << 20  # of a zip; 100 bytes are usual for a tensor, and an entry takes 700 in memory
 # what zipfile raises on damaged files
 NOT_A_ZIP = (zipfile.BadZipFile, struct.error, NotImplementedError, ValueError, EOFError, OverflowError, IndexError,
              OSError, MemoryError)  # fmt: skip
@@ -110,6 +112,8 @@ class Tensor:
                 f"{self.storage.file.path}: {self.name} has {self.size} numbers by its shape {list(self.shape)}, "
                 f"but its storage holds {self.storage.count}; a trained weight has memory of its own"
             )
+        if prod(filter(None, self.shape)) > MAX_SIZE:
+            raise BadFormat(f"{self.storage.file.path}: {self.name} has the shape {list(self.shape)}, which cannot be")
         self.storage.check()
 
     def blocks(self) -> Iterator[np.ndarray]:
@@ -154,15 +158,32 @@ class Tensor:
         return True
 
     def _strided(self) -> np.ndarray:
-        last = sum((n - 1) * stride for n, stride in zip(self.shape, self.stride, strict=True))
-        raw = self.storage.read(self.offset, last + 1 if self.size else 0)
-        strides = [stride * raw.itemsize for stride in self.stride]
+        if not self.size:
+            return np.zeros(self.shape, self.storage.raw)
+        steps = [stride if n > 1 else 0 for n, stride in zip(self.shape, self.stride, strict=True)]  # else any will do
+        last = sum((n - 1) * step for n, step in zip(self.shape, steps, strict=True))
+        raw = self.storage.read(self.offset, last + 1)
+        strides = [step * raw.itemsize for step in steps]
         return np.lib.stride_tricks.as_strided(raw, self.shape, strides, writeable=False)
 
     def _floats(self, raw: np.ndarray) -> np.ndarray:
         if self.storage.dtype == "bfloat16":  # the upper half of a float32
             return (raw.astype(np.uint32) << 16).view(np.float32)
-        return raw.astype(np.float32)
+        with np.errstate(over="ignore"):  # what is beyond float32 is infinite, which whoever wants numbers refuses
+            return raw.astype(np.float32)
+
+
+class _Directory:
+    """A file as zipfile reads the directory from it: at once and whatever its size, which is limited here."""
+
+    def __init__(self, file: TensorFile) -> None:
+        self.file = file
+        self.seek, self.tell = file._file.seek, file._file.tell
+
+    def read(self, size: int = -1) -> bytes:
+        if size > MAX_DIRECTORY:
+            raise self.file.damaged(f"its zip has a directory of {size} bytes, at most {MAX_DIRECTORY} are expected")
+        return self.file._file.read(size)
 
 
 def is_torch_file(path: str) -> bool:
@@ -251,7 +272,8 @@ class TorchFile(TensorFile):
 
     def _from_type(self, function: object, kind: object, args: object, *_: object) -> object:
         """A tensor with attributes of its own, which are dropped."""
-        if type(function) is Global and str(function) == "torch._utils._rebuild_tensor_v2" and type(args) is tuple:
+        name = (function.module, function.name) if type(function) is Global else None
+        if name == ("torch._utils", "_rebuild_tensor_v2") and type(args) is tuple:
             return self._tensor(*args)
         return unpickle.Stub(function, args)
 
@@ -260,8 +282,10 @@ class TorchFile(TensorFile):
     def _open_zip(self) -> dict[str, zipfile.ZipInfo]:
         """The entries by their names below the root folder."""
         try:
-            with zipfile.ZipFile(self._file) as archive:
+            with zipfile.ZipFile(_Directory(self)) as archive:
                 infos = archive.infolist()
+        except Error:
+            raise
         except NOT_A_ZIP:
             raise BadFormat(
                 f"{self.path}: begins as a zip of torch.save but its directory cannot be read; "

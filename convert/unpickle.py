@@ -9,16 +9,18 @@ from __future__ import annotations
 import io
 import os
 import pickletools
+import stat
 import struct
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from pygpt._lib import BadFormat, Error
+from pygpt._lib import BadArgument, BadFormat, Error
 
 MAX_BYTES = 64 << 20  # of one pickle; nanoGPT's largest has about 100 KB, a vocabulary of all of Unicode 20 MB
 MAX_WORK = 4_000_000  # opcodes, plus the elements that calls copy; about 4 seconds
-MAX_CONTAINERS = 500_000  # empty ones cost one byte in the file and 200 in memory
+MAX_CONTAINERS = 500_000  # and names; empty ones cost one byte in the file and 200 in memory
 MAX_INT_KEY = 1 << 60  # below, integers never share a hash: no quadratic dictionaries
+MAX_NAME = 100  # characters of a name in a sentence
 
 
 class Global:
@@ -30,7 +32,9 @@ class Global:
         self.module, self.name = module, name
 
     def __str__(self) -> str:
-        return f"{self.module}.{self.name}"
+        """As a sentence may show it."""
+        text = f"{self.module[:MAX_NAME]}.{self.name[:MAX_NAME]}"
+        return "".join(c if c.isprintable() else "?" for c in text)
 
 
 class Stub:
@@ -42,6 +46,15 @@ class Stub:
         self.function, self.args = function, args
         self.state: object = None
         self.items: list[object] = []  # what was appended, and (key, value) of what was set
+
+
+def class_of(stub: Stub) -> Global | None:
+    """The class of an object; None: the file calls something else.
+
+    torch's older streams keep a class together with its source code, in a `Stub`.
+    """
+    function = stub.function.function if type(stub.function) is Stub else stub.function
+    return function if type(function) is Global else None
 
 
 class Key:
@@ -64,7 +77,7 @@ def shown(value: object) -> str:
     elif type(value) is str:
         text = repr(value)
     elif type(value) is Stub:
-        text = f"an object of {value.function}"
+        text = f"an object of {class_of(value) or 'an unknown class'}"
     else:
         text = f"a {type(value).__name__}"
     return text if len(text) <= 60 else text[:57] + "..."
@@ -129,6 +142,8 @@ def unpickle(
 
 def read_pickle(path: str) -> object:
     """The object in a file that holds one pickle."""
+    if not stat.S_ISREG(os.stat(path).st_mode):  # others have no size to go by, and some no end
+        raise BadArgument(f"{path}: is no ordinary file; expected one that pickle.dump has written")
     with open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size
         if size > MAX_BYTES:
@@ -200,7 +215,7 @@ class _Machine:
         self.containers += 1
         if self.containers > MAX_CONTAINERS:
             raise Damaged(
-                f"is a pickle of more than {MAX_CONTAINERS} lists and dictionaries, which no checkpoint needs"
+                f"is a pickle of more than {MAX_CONTAINERS} lists, dictionaries and names, which no checkpoint needs"
             )
         self.stack.append(value)
 
@@ -240,6 +255,8 @@ class _Machine:
         self.stack.append(self.stack[-1])
 
     def op_put(self, index: int) -> None:
+        if not 0 <= index < MAX_INT_KEY:
+            raise Damaged(f"numbers an object with {shown(index)}, which no pickle does")
         self.memo[index] = self.stack[-1]
 
     op_binput = op_long_binput = op_put
@@ -311,13 +328,13 @@ class _Machine:
 
     def op_global(self, arg: str) -> None:
         module, name = arg.split(" ", 1)
-        self.stack.append(Global(module, name))
+        self.push_container(Global(module, name))
 
     def op_stack_global(self, _: None) -> None:
         name, module = self.pop(), self.pop()
         if type(name) is not str or type(module) is not str:
             raise Damaged("names a class by what is no text")
-        self.stack.append(Global(module, name))
+        self.push_container(Global(module, name))
 
     def op_reduce(self, _: None) -> None:
         args, function = self.pop(), self.pop()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 
-from pygpt._lib import BadArgument, NotFound, Unsupported
+from pygpt._lib import BadArgument, Error, NotFound, Unsupported
 
 from . import characters, gpt2_bpe
 from .checkpoint import Options, Vocabulary, find_above
@@ -16,6 +16,13 @@ from .unpickle import shown
 
 BPE_SIZES = (50257, 50304)  # GPT-2's ids, and rounded up to a multiple of 64
 TEXTS = ("input.txt",)  # what training texts are called
+
+# ids of a model, the option that says what they are then; others are characters
+LIKELY = (
+    ((*range(256, 265), 320), "if its ids are bytes, say so with --tokenizer bytes"),
+    (range(50257, 51201), "if its ids are GPT-2's and some more, say so with --tokenizer gpt2"),
+)
+NAME_TEXT = "name the text that it was trained on with --text input.txt"
 
 
 def find(path: str, n_vocab: int, options: Options, dataset: str | None = None) -> Vocabulary:
@@ -30,19 +37,25 @@ def find(path: str, n_vocab: int, options: Options, dataset: str | None = None) 
     if options.meta is not None:
         return with_sample(characters.from_meta(options.meta, n_vocab), path, dataset)
     is_bpe = n_vocab in BPE_SIZES
-    if options.text is not None and not is_bpe:
-        return characters.from_text(options.text, n_vocab)
+    text = None if is_bpe else options.text
     if found := beside(path, "meta.pkl", dataset):
-        return with_sample(characters.from_meta(found, n_vocab), path, dataset)
+        try:
+            return with_sample(characters.from_meta(found, n_vocab), path, dataset)
+        except Error:  # it is another model's
+            if text is None:
+                raise
+    if text is not None:
+        return characters.from_text(text, n_vocab)
     if is_bpe:
         return with_sample(gpt2(n_vocab), path, dataset)
     for name in TEXTS:
         found = beside(path, name, dataset)
         if found and characters.count(found) == n_vocab:
             return characters.from_text(found, n_vocab)
+    advice = next((advice for sizes, advice in LIKELY if n_vocab in sizes), NAME_TEXT)
     raise NotFound(
         f"{path}: expected the vocabulary of its {n_vocab} ids, found no {dataset_file('meta.pkl', dataset)} and no "
-        "text with so many characters beside it; name the text that it was trained on with --text input.txt"
+        f"text with so many characters beside it; {advice}"
     )
 
 

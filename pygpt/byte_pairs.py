@@ -6,16 +6,31 @@ long as a megabyte of text; long ones by it. Both give the same ids.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
-from pygpt._lib import BadFormat, Strings
+from pygpt._lib import BadFormat, Strings, Unsupported
 from pygpt.merging import merge
 from pygpt.vocabulary import BYTE_OF, FIRST, Vocabulary
 
 LONG = 1 << 18  # characters, from which on the library's encoder is built
 WORD, REMEMBERED = 64, 1 << 16  # words of up to so many bytes are remembered, and so many of them
+
+
+class TooManySteps(Exception):
+    """A rule tries more ways to match a text than the library allows."""
+
+
+def run_rule(call: Callable[[str], Any], text: str) -> Any:
+    """call(text) of the tokenizers library, which panics where a rule takes too many steps."""
+    try:
+        return call(text)
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":  # which is no Exception, and cannot be imported
+            raise
+        raise TooManySteps from None
 
 
 class BytePairs:
@@ -29,11 +44,20 @@ class BytePairs:
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text that has none of the `missing` bytes in it."""
-        if len(text) >= LONG:
-            return self._encoder.encode(text, add_special_tokens=False).ids
+        try:
+            if len(text) >= LONG:
+                return run_rule(lambda text: self._encoder.encode(text, add_special_tokens=False), text).ids
+            return self._encode_words(run_rule(self._splitter.pre_tokenize_str, text))
+        except TooManySteps:
+            raise Unsupported(
+                f"the rule by which the model splits text takes too many steps in this text of {len(text)} characters; "
+                "give it in smaller parts"
+            ) from None
+
+    def _encode_words(self, split: list[tuple[str, Any]]) -> list[int]:
         ids: list[int] = []
         words = self._words
-        for word, _ in self._splitter.pre_tokenize_str(text):
+        for word, _ in split:
             found = words.get(word)
             if found is None:
                 found = self._encode_word(word)

@@ -1,14 +1,17 @@
-"""Damages checkpoints and converts them: each gives a sentence or a file, and nothing else, in bounded time.
+"""Damages checkpoints and converts them: each gives a sentence or a file, and nothing else, in bounded time and memory.
 
     python tests/fuzz_checkpoint.py --count 5000 --seed 1
 
-The kinds: torch's zip, its older stream, a zip whose pickle is damaged under a right checksum, and meta.pkl.
+The kinds: torch's zip, its older stream, a zip whose pickle is damaged under a right checksum, the same of a model that
+was pickled whole, meta.pkl, and a tokenizer.pkl of tiktoken.
 """
 
 from __future__ import annotations
 
 import argparse
+import pickle
 import random
+import resource
 import signal
 import struct
 import sys
@@ -18,12 +21,14 @@ import zipfile
 from pathlib import Path
 
 from pygpt.convert import convert_checkpoint
-from reference.nanogpt_checkpoint import checkpoint, save, save_meta, write_zip
+from reference.lecture import Config, random_gpt
+from reference.nanogpt_checkpoint import TEXT, checkpoint, save, save_meta, write_zip
 
 import pygpt
 
 SECONDS = 30  # a hang is what takes longer
-KINDS = ("zip", "stream", "pickle", "meta")
+MEMORY = 3 << 30  # bytes of address space; the libraries alone take one of these three GB
+KINDS = ("zip", "stream", "pickle", "module", "meta", "tokenizer")
 NUMBERS = [struct.pack(f, n) for f, n in (("<I", 0xFFFFFFFF), ("<Q", 1 << 62), ("<i", -1), ("<Q", 0), ("<I", 1 << 31))]
 
 
@@ -60,6 +65,23 @@ def hang(*_: object) -> None:
     raise Hang(f"a damaged file took more than {SECONDS} s")
 
 
+class Encoding:
+    """Pickles as tiktoken's does, of the characters that the checkpoints here are of."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        ranks = {c.encode(): id for id, c in enumerate(TEXT[:-1])}
+        state = {"pat_str": r"\p{L}+|[\s\S]", "mergeable_ranks": ranks, "special_tokens": {"<|bos|>": len(ranks)}}
+        return object.__new__, (Encoding,), {"name": "x", **state}
+
+
+def contents(path: Path) -> tuple[bytes, dict[str, bytes]]:
+    """The pickle and the storages of torch's zip."""
+    with zipfile.ZipFile(path) as archive:
+        entries = {name.partition("/")[2]: archive.read(name) for name in archive.namelist()}
+    storages = {name[len("data/") :]: data for name, data in entries.items() if name.startswith("data/")}
+    return entries["data.pkl"], storages
+
+
 class Fuzz:
     """Good files, and places for damaged ones, in a folder of their own."""
 
@@ -68,12 +90,12 @@ class Fuzz:
         value = checkpoint(n_layer=1, n_embd=32, block_size=8)
         value.pop("optimizer")
         self.good = {"zip": save(folder / "good.pt", value).read_bytes()}
-        with zipfile.ZipFile(folder / "good.pt") as archive:
-            self.pickle = archive.read("good/data.pkl")
-            names = archive.namelist()
-            self.storages = {n.split("/")[-1]: archive.read(n) for n in names if n.startswith("good/data/")}
+        self.contents = {"pickle": contents(folder / "good.pt")}
+        save(folder / "good.pt", random_gpt(Config(n_embd=12, n_head=2, n_layer=1, n_ctx=8)))
+        self.contents["module"] = contents(folder / "good.pt")
         self.good["stream"] = save(folder / "good.pt", value, legacy=True).read_bytes()
         self.good["meta"] = save_meta(folder / "good.pkl").read_bytes()
+        self.good["tokenizer"] = pickle.dumps(Encoding())
         self.text = folder / "text.txt"
         (folder / "ckpt.pt").write_bytes(self.good["zip"])
         convert_checkpoint(folder / "ckpt.pt", folder / "out.gguf", text=self.text)
@@ -88,12 +110,13 @@ class Fuzz:
         rng = random.Random(f"{kind} {seed}")
         path, out = self.folder / "ckpt.pt", self.folder / "out.gguf"
         vocabulary = {"text": self.text}
-        if kind == "meta":
+        if kind in ("meta", "tokenizer"):
             path.write_bytes(self.good["zip"])
-            vocabulary = {"meta": self.folder / "meta.tmp"}
-            vocabulary["meta"].write_bytes(mutated(self.good["meta"], rng))
-        elif kind == "pickle":
-            write_zip(path, mutated(self.pickle, rng), self.storages)
+            vocabulary = {kind: self.folder / "vocabulary.tmp"}
+            vocabulary[kind].write_bytes(mutated(self.good[kind], rng))
+        elif kind in self.contents:
+            pkl, storages = self.contents[kind]
+            write_zip(path, mutated(pkl, rng), storages)
         else:
             path.write_bytes(mutated(self.good[kind], rng))
         signal.signal(signal.SIGALRM, hang)
@@ -111,7 +134,8 @@ class Fuzz:
         finally:
             signal.alarm(0)
             out.unlink(missing_ok=True)
-        rest = {p.name for p in self.folder.iterdir()} - {"good.pt", "good.pkl", "text.txt", "ckpt.pt", "meta.tmp"}
+        ours = {"good.pt", "good.pkl", "text.txt", "ckpt.pt", "vocabulary.tmp"}
+        rest = {p.name for p in self.folder.iterdir()} - ours
         assert not rest, f"left behind: {rest}"
         return sentence
 
@@ -121,6 +145,7 @@ def main() -> int:
     p.add_argument("--count", type=int, default=5000)
     p.add_argument("--seed", type=int, default=1)
     o = p.parse_args()
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     begin, converted = time.perf_counter(), 0
     with tempfile.TemporaryDirectory() as folder:
         fuzz = Fuzz(Path(folder))
@@ -130,10 +155,10 @@ def main() -> int:
                 converted += fuzz.run(kind, o.seed + i) == "converted"
             except BaseException:
                 print(
-                    f"failed: kind {kind}, seed {o.seed + i}; the file is kept as ckpt.bad and meta.bad",
+                    f"failed: kind {kind}, seed {o.seed + i}; the file is kept as ckpt.bad and vocabulary.bad",
                     file=sys.stderr,
                 )
-                for name in ("ckpt.pt", "meta.tmp"):
+                for name in ("ckpt.pt", "vocabulary.tmp"):
                     if (Path(folder) / name).exists():
                         Path(name.split(".")[0] + ".bad").write_bytes((Path(folder) / name).read_bytes())
                 raise

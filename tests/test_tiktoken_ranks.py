@@ -231,6 +231,32 @@ def test_a_pattern_that_leaves_text_out_is_refused(pattern, left_out):
     refused(tiktoken_ranks.oniguruma, f"^t.pkl: .* which leaves out .*{left_out}", pattern, "t.pkl")
 
 
+ENDLESS = r"(?:\S|\s|.)*(?:\S|\s|.)*x|\S|\s"  # before it fails it tries all ways to match a text: 2^n
+
+
+def test_a_pattern_of_too_many_steps_is_refused():
+    refused(tiktoken_ranks.oniguruma, "^t.pkl: its tokenizer splits text by .* takes too many steps", ENDLESS, "t.pkl")
+
+
+@pytest.mark.parametrize("long", [1 << 18, 0], ids=["words", "the library"])
+def test_a_text_of_too_many_steps_is_refused(long, monkeypatch):
+    monkeypatch.setattr(byte_pairs, "LONG", long)
+    source = tiktoken_ranks.Encoding("x", SPLIT, BYTES, {})
+    keys = tiktoken_ranks.vocabulary(source, source.n_ids, "x").keys | {"pygpt.tokenizer.split": [ENDLESS]}
+    tokenizer = pygpt.Tokenizer.from_keys(keys)
+    refused(tokenizer.encode, "takes too many steps in this text of 1600 characters", "ab cd ef" * 200)
+    assert tokenizer.encode("abc") == [*b"abc"]
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit, GeneratorExit, MemoryError])
+def test_what_is_no_panic_goes_on(kind):
+    def stopped(text):
+        raise kind
+
+    with pytest.raises(kind):
+        byte_pairs.run_rule(stopped, "abc")
+
+
 # ---- pickles
 
 
@@ -283,6 +309,7 @@ BYTES = {bytes([b]): b for b in range(256)}
         ({"pat_str": r"\w"}, "that is not understood from its character 0 on"),
         ({"pat_str": "\ud800"}, "half of a surrogate pair"),
         ({"mergeable_ranks": {bytes(9 << 20): 0}}, "expected tokens of 8 MB at most, found 9 MB"),
+        ({"mergeable_ranks": {bytes(1 << 20): 0}}, "expected no token of more than 64 KB, found one of 1048576"),
     ],
 )
 def test_a_damaged_pickle_is_one_sentence(changes, says, tmp_path):
@@ -374,3 +401,9 @@ def test_a_damaged_file_of_ranks_is_one_sentence(line, says, tmp_path):
     path = tmp_path / "x"
     path.write_text(f"IQ== 0\n{line}\n")
     refused(tiktoken_ranks.from_rank_file, f"^{path}: .*{says}", str(path), 128256)
+
+
+def test_a_large_file_of_ranks_is_not_read(tmp_path):
+    path = tmp_path / "x"
+    path.write_bytes(b"\n" * (17 << 20))
+    refused(tiktoken_ranks.from_rank_file, "at most 16 MB, found 17 MB", str(path), 128256)

@@ -1,22 +1,36 @@
 """Checkpoint files are read without torch and without running them, whatever they hold."""
 
 import io
+import os
 import pickle
 import struct
 import subprocess
 import sys
+import threading
 import time
+import warnings
 import zipfile
 import zlib
+from itertools import islice
 
 import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch", reason="PyTorch writes the files that are read here: pip install torch")
 
-from pygpt.convert import unpickle  # noqa: E402
+from pygpt.convert import (  # noqa: E402
+    characters,
+    checkpoint,
+    convert_checkpoint,
+    json_file,
+    pickled_module,
+    sentencepiece_model,
+    torch_file,
+    unpickle,
+)
+from pygpt.convert.raw_file import RawFile  # noqa: E402
 from pygpt.convert.torch_file import Tensor, TorchFile  # noqa: E402
-from pygpt.convert.unpickle import Damaged, Global, Key, Stub, read_pickle  # noqa: E402
+from pygpt.convert.unpickle import Damaged, Global, Key, Stub, read_pickle, shown  # noqa: E402
 from reference.nanogpt_checkpoint import write_zip  # noqa: E402
 
 import pygpt  # noqa: E402
@@ -350,6 +364,10 @@ def test_keys_that_share_a_hash_cost_nothing():
         "lists": b"]" * 60_000 + b".",
         "sets": b"\x8f" * 60_000 + b".",
         "marks": b"(" * 60_000 + b".",
+        "names": b"ca\nb\n" * 60_000 + b".",
+        "names from the stack": b"\x80\x04\x8c\x01aq\0" + b"h\0h\0\x93" * 60_000 + b".",
+        "memo indices that share a hash": b"N" + b"".join(b"p%d\n" % (i * (2**61 - 1)) for i in range(20_000)) + b".",
+        "a negative memo index": b"Np-1\n.",
     }.items(),
     ids=lambda item: item[0],
 )
@@ -372,9 +390,81 @@ def test_a_memo_index_of_billions_takes_no_memory():
     assert value == [[]] and megabytes < 1
 
 
+# An object whose class is a list of twice a list of twice a list .. : its text has 2^22 brackets.
+DOUBLED_CLASS = b"\x80\x04]\x94" + b"".join(b"]\x94(h%ch%ce" % (i, i) for i in range(22)) + b")R."
+DEEP_CLASS = b"\x80\x02" + b"]" * 100_000 + b"a" * 99_999 + b")R."
+CALLED_CLASS = b"\x80\x02ca\nb\n" + b")R" * 100_000 + b"."
+HOSTILE_CLASSES = {"doubled": DOUBLED_CLASS, "deep": DEEP_CLASS, "called": CALLED_CLASS}
+
+
+@pytest.mark.parametrize("pkl", HOSTILE_CLASSES.values(), ids=HOSTILE_CLASSES)
+def test_an_object_of_what_is_no_class_is_told_without_it(tmp_path, pkl):
+    value = parsed(pkl)
+    text, megabytes = quick(shown, value)
+    assert text == "an object of an unknown class" and megabytes < 1
+    path = write_zip(tmp_path / "model.pt", pkl)
+    with pytest.raises(pygpt.Error, match="holds a pickled object of an unknown class, not weights"):
+        convert_checkpoint(path, tmp_path / "x.gguf")
+
+
+def test_the_name_of_a_class_cannot_write_to_the_terminal(tmp_path):
+    names = ("\x1b[31mRED\x1b]0;title\x07", "\u202ex\ud800")
+    pkl = b"\x80\x04" + b"".join(pickle.dumps(name, 2)[2:-3] for name in names) + b"\x93)R."
+    assert shown(parsed(pkl)) == "an object of ?[31mRED?]0;title?.?x?"
+    with pytest.raises(pygpt.Error) as caught:
+        convert_checkpoint(write_zip(tmp_path / "model.pt", pkl), tmp_path / "x.gguf")
+    assert str(caught.value).isprintable() and "?[31mRED?]0;title?.?x?" in str(caught.value)
+    assert len(str(parsed(b"c" + b"a" * 100_000 + b"\n" + b"b" * 100_000 + b"\n."))) < 300
+
+
 def test_millions_of_steps_end():
     with pytest.raises(Damaged, match="steps"):
         parsed(b"N0" * (unpickle.MAX_WORK // 2 + 1) + b".")
+
+
+# ---- modules that would
+
+
+def own_part(parameters, parts):
+    """A pickled module that has parameters (names), and itself for its parts (names)."""
+    text = lambda name: b"X" + struct.pack("<I", len(name)) + name  # noqa: E731
+    return parsed(
+        b"\x80\x02c__main__\nNet\n)Rq\1}(" + text(b"_parameters") + b"}("
+        + b"".join(text(name) + b"N" for name in parameters) + b"u" + text(b"_modules") + b"}("
+        + b"".join(text(name) + b"h\1" for name in parts) + b"uub."
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("parameters", "parts"),
+    [
+        ([b"w"], [b"m" * 20]),
+        ([b"w"], [b"m" * 20_000]),
+        ([b"w" * 20_000], [b"a", b"b"]),
+        ([b"w%d" % i for i in range(1000)], [b""]),
+        ([], [b"%d" % i for i in range(1000)]),
+    ],
+    ids=["deep", "long names", "many long names", "wide", "wide parts"],
+)
+def test_a_module_that_is_its_own_part_has_an_end(parameters, parts):
+    module = own_part(parameters, parts)
+    found, megabytes = quick(lambda: list(islice(pickled_module.module_tensors(module), 150_000)))
+    assert len(found) < 100_000 and all(len(name) < 1000 for name, _ in found) and megabytes < 100
+    assert quick(lambda: list(pickled_module.modules(module)))[0] == [module]
+
+
+def test_modules_that_share_their_parts_are_walked_once():
+    """Each of 3000 modules has all 3000 as its parts."""
+    names = b"".join(b"X\4\0\0\0%04dcA\nB\n)R}X\x08\0\0\0_modulesh\1sb" % i for i in range(3000))
+    module = parsed(b"\x80\x02}q\1(" + names + b"u0cA\nB\n)R}X\x08\0\0\0_modulesh\1sb.")
+    found, megabytes = quick(lambda: list(pickled_module.modules(module)))
+    assert len(found) == 3001 and megabytes < 5
+
+
+def test_a_name_of_prefixes_is_stripped_at_once():
+    begin = time.perf_counter()
+    assert checkpoint.strip_prefixes("module._orig_mod." * 100_000 + "w.module.x") == "w.module.x"
+    assert time.perf_counter() - begin < 2
 
 
 # ---- containers that lie
@@ -424,6 +514,7 @@ def test_the_handmade_file_is_a_good_one(tmp_path):
         {"stride": (3, 1)},
         {"stride": (-2, 1)},
         {"stride": (1 << 61, 1)},
+        {"shape": (0, 1 << 61, 1 << 61), "stride": (0, 0, 0)},
         {"stride": (0, 0), "shape": (1 << 30, 1 << 30)},
         {"stride": (0, 1), "shape": (1000, 2)},
         {"count": 3},
@@ -446,6 +537,43 @@ def test_the_handmade_file_is_a_good_one(tmp_path):
 )
 def test_a_tensor_that_claims_what_is_not_there_is_refused(tmp_path, lie):
     refused(tensor_file(tmp_path, **lie))
+
+
+@pytest.mark.parametrize("stride", [(1 << 61, 1), (0, 1), ((1 << 62) - 1, 1)])
+def test_the_stride_of_a_single_row_means_nothing(tmp_path, stride):
+    data = np.arange(4, dtype="<f4")
+    with TorchFile(tensor_file(tmp_path, shape=(1, 4), stride=stride, data=data.tobytes())) as file:
+        tensor = file.value["w"]
+        for view in (tensor.array(), joined(tensor), tensor.rows(0, 1)):
+            assert np.array_equal(view, [data])
+        assert np.array_equal(tensor.transposed().array(), data[:, None])
+        assert np.array_equal(joined(tensor.transposed()), data[:, None])
+
+
+def test_an_empty_tensor_is_empty_whatever_its_strides(tmp_path):
+    strange = {"offset": (1 << 62) - 1, "stride": ((1 << 62) - 1, 1 << 61)}
+    with TorchFile(tensor_file(tmp_path, shape=(3, 0), **strange)) as file:
+        tensor = file.value["w"]
+        assert tensor.array().shape == (3, 0) and list(tensor.blocks()) == []
+
+
+def test_what_float32_cannot_hold_is_infinite_without_a_warning(tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with TorchFile(saved(tmp_path, {"w": torch.tensor([1e300, -1e300, 1.0], dtype=torch.float64)})) as file:
+            assert file.value["w"].array().tolist() == joined(file.value["w"]).tolist() == [np.inf, -np.inf, 1]
+        (tmp_path / "x.bin").write_bytes(struct.pack("<4b2f", 127, 1, -127, 1, 3e38, 3e38))
+        with RawFile(tmp_path / "x.bin") as file:
+            tensor = file.place("w", (4,), "int8", group=2)
+            assert joined(tensor).tolist() == [np.inf, np.float32(3e38), -np.inf, np.float32(3e38)]
+
+
+def test_a_zip_of_too_many_entries_is_refused(tmp_path, monkeypatch):
+    path = tensor_file(tmp_path, entries={f"archive/data/{i}": b"" for i in range(1, 1000)})
+    with TorchFile(path) as file:
+        assert file.value["w"].shape == (2, 2)
+    monkeypatch.setattr(torch_file, "MAX_DIRECTORY", 10_000)
+    assert "its zip has a directory of 6" in refused(path)
 
 
 def test_a_bomb_of_zeros_is_refused_unopened(tmp_path):
@@ -507,3 +635,61 @@ def test_a_stream_whose_counts_lie_is_refused(tmp_path):
         refused(path)
     path.write_bytes(data + b"\0")
     refused(path)
+
+
+# ---- files beside a checkpoint
+
+
+@pytest.mark.parametrize(
+    "text",
+    [b"[],", b"{},", b"0,", b'[["",', b'{"a":'],
+    ids=["lists", "objects", "numbers", "nested lists", "nested objects"],
+)
+def test_json_of_millions_of_items_is_refused_before_it_is_read(monkeypatch, text):
+    monkeypatch.setattr(json_file, "MAX_ITEMS", 300_000)
+    data = b'{"a":[' + text * 300_001 + b"0]}"
+
+    def read():
+        with pytest.raises(pygpt.Error, match="x.json: expected JSON of at most 300000 items, found more"):
+            json_file.parse_object(data, "x.json")
+
+    assert quick(read)[1] < 1
+
+
+def test_json_that_needs_all_its_items_is_read():
+    """Half a million merges as pairs of texts, which is what the largest tokenizer.json has."""
+    data = b'{"a":[' + b'["a","b"],' * 500_000 + b"0]}"
+    assert len(json_file.parse_object(data, "x.json")["a"]) == 500_001
+
+
+def test_a_sentencepiece_model_of_millions_of_fields_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(sentencepiece_model, "MAX_FIELDS", 1000)
+    path = tmp_path / "tokenizer.model"
+    path.write_bytes(b"\x0a\x00" * 1001)
+    with pytest.raises(pygpt.Error, match="tokenizer.model: expected a model of at most 1000 pieces, found more"):
+        sentencepiece_model.read_model(str(path))
+    path.write_bytes(b"\x0a\x00" * 1000)
+    assert len(sentencepiece_model.read_model(str(path)).pieces) == 1000
+
+
+def test_unknown_fields_of_a_sentencepiece_model_are_not_kept(tmp_path):
+    """The settings of its training have a hundred thousand fields."""
+    varint = lambda n: bytes((n >> 7 * i & 0x7F) | (0x80 if i < 2 else 0) for i in range(3))  # noqa: E731
+    fields = b"".join(varint(n << 3) + b"\0" for n in range(50, 100_050))
+    path = tmp_path / "tokenizer.model"
+    path.write_bytes(b"\x0a\x00\x12" + varint(len(fields)) + fields)
+    model, megabytes = quick(sentencepiece_model.read_model, str(path))
+    assert len(model.pieces) == 1 and megabytes < 20  # of which 16 are what is read at once
+
+
+def test_a_file_without_an_end_is_refused_and_a_pipe_is_read(tmp_path):
+    with pytest.raises(pygpt.Error, match="^/dev/zero: is a device; name a file with the text"):
+        characters.from_text("/dev/zero", 65)
+    os.mkfifo(tmp_path / "pipe")
+    for path in ("/dev/zero", str(tmp_path / "pipe")):
+        with pytest.raises(pygpt.Error, match=f"^{path}: is no ordinary file"):
+            characters.from_meta(path, 65)
+    writer = threading.Thread(target=(tmp_path / "pipe").write_text, args=("hello",))
+    writer.start()
+    assert characters.characters_of(str(tmp_path / "pipe")) == set("hello")
+    writer.join()
