@@ -97,16 +97,18 @@ $(TINY): tests/make_tiny.py | .venv/run.stamp
 	@mkdir -p build
 	.venv/bin/python tests/make_tiny.py $@
 
-# Kernels take minutes to compile one after the other.
+# Kernels take minutes to compile one after the other. Within such a make another shares its processors.
 JOBS := $(shell getconf _NPROCESSORS_ONLN 2> /dev/null || echo 2)
-ALL_AT_ONCE = $(MAKE) --no-print-directory -j$(JOBS)
+ALL_AT_ONCE = $(MAKE) --no-print-directory $(if $(findstring jobserver,$(MAKEFLAGS)),,-j$(JOBS))
 
 compile: | tools
 	@$(ALL_AT_ONCE) $(PROGRAMS:%=build/native/%)
 
 # ---- tests ----
 
-test: check asan lint pytest
+test: | tools
+	@$(ALL_AT_ONCE) check asan .venv/test.stamp
+	@$(MAKE) --no-print-directory lint pytest
 	@echo "all tests passed"
 
 # Each instruction set that this processor has, side by side.
