@@ -102,12 +102,12 @@ JOBS := $(shell getconf _NPROCESSORS_ONLN 2> /dev/null || echo 2)
 ALL_AT_ONCE = $(MAKE) --no-print-directory $(if $(findstring jobserver,$(MAKEFLAGS)),,-j$(JOBS))
 
 compile: | tools
-	@$(ALL_AT_ONCE) $(PROGRAMS:%=build/native/%)
+	+@$(ALL_AT_ONCE) $(PROGRAMS:%=build/native/%)
 
 # ---- tests ----
 
 test: | tools
-	@$(ALL_AT_ONCE) check asan .venv/test.stamp
+	+@$(ALL_AT_ONCE) check asan .venv/test.stamp
 	@$(MAKE) --no-print-directory lint pytest
 	@echo "all tests passed"
 
@@ -117,7 +117,7 @@ check: compile check-arm64
 
 # Sets up a cross compiler and an emulator where it may; says so where it may not.
 check-arm64: | tools
-	@have() { command -v $(firstword $(ARM_CC)) && command -v $(firstword $(ARM_RUN)); } > /dev/null; \
+	+@have() { command -v $(firstword $(ARM_CC)) && command -v $(firstword $(ARM_RUN)); } > /dev/null; \
 	if ! have && [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null; then \
 	  echo "installing a cross compiler and an emulator for arm64"; \
 	  { apt-get -qq update && apt-get -qq install -y gcc-aarch64-linux-gnu qemu-user libc6-dev-arm64-cross; } > /dev/null || true; \
@@ -130,7 +130,7 @@ check-arm64: | tools
 	fi
 
 asan: $(TINY)
-	@$(ALL_AT_ONCE) $(PROGRAMS:%=build/asan/%)
+	+@$(ALL_AT_ONCE) $(PROGRAMS:%=build/asan/%)
 	build/asan/check --quick
 	build/asan/pool_test build/tiny.gguf
 	set -e; for model in $(TINY); do build/asan/fuzz_gguf --mutate 1 500 $$model; done
