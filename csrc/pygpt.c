@@ -96,6 +96,10 @@ int gpt_file_tensor(const gpt_file *file, int64_t i, struct gpt_tensor *tensor) 
     return GPT_OK;
 }
 
+void gpt_file_forget(const gpt_file *file, int64_t i) {
+    if (i >= 0 && i < gguf_n_tensors(file)) os_forget(gguf_tensor(file, i)->data, (size_t)gguf_tensor(file, i)->bytes);
+}
+
 /* ---- models and sessions ---- */
 
 gpt_model *gpt_model_open(const char *path, int n_threads) { return model_open(path, n_threads); }

@@ -96,6 +96,7 @@ int gpt_file_key(const gpt_file *file, int64_t i, struct gpt_key *key);
 int gpt_file_strings(const gpt_file *file, int64_t i, const char **text, int64_t *length);
 int64_t gpt_file_tensor_count(const gpt_file *file);
 int gpt_file_tensor(const gpt_file *file, int64_t i, struct gpt_tensor *tensor);
+void gpt_file_forget(const gpt_file *file, int64_t i);   /* what was read of a tensor leaves memory; it can be read again */
 
 /* ---- models ------------------------------------------------------------------------------------------------------- */
 

@@ -389,12 +389,13 @@ class File:
         return self._pointer
 
     def data(self, name: str) -> np.ndarray:
-        """A copy of the tensor's bytes: uint8 [..., bytes of a row]."""
+        """A copy of the tensor's bytes: uint8 [..., bytes of a row]. The mapped ones leave memory."""
         import numpy as np
 
         info, row = self.tensors[name], ffi.new("struct gpt_tensor *")
         _check(lib.gpt_file_tensor(self._open(), self._data[name], row))
         flat = np.frombuffer(ffi.buffer(row.data, row.bytes)[:] if row.bytes else b"", np.uint8)
+        lib.gpt_file_forget(self._open(), self._data[name])
         return flat.reshape(info.shape[:-1] + (-1,)) if flat.size else flat
 
     def close(self) -> None:

@@ -42,6 +42,11 @@ void os_unmap(struct os_map *map) {
     *map = (struct os_map){0};
 }
 
+void os_forget(const void *data, size_t bytes) {
+    uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), begin = (uintptr_t)data / page * page;
+    if (bytes) madvise((void *)begin, (uintptr_t)data + bytes - begin, MADV_DONTNEED);
+}
+
 void *os_pages(size_t bytes) {
     void *pages = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     return pages == MAP_FAILED ? NULL : pages;

@@ -9,6 +9,7 @@ struct os_map { const uint8_t *data; size_t bytes; };
 
 int os_map(const char *path, struct os_map *map);   /* a regular file, read-only; 0 or GPT_E... with a sentence */
 void os_unmap(struct os_map *map);
+void os_forget(const void *data, size_t bytes);            /* a part of a mapped file: its pages are read again when needed */
 
 /* Zeroed pages that take memory only when they are touched; NULL if the address space does not hold them. */
 void *os_pages(size_t bytes);
