@@ -152,9 +152,9 @@ def run(case: Case, minutes: float, models: Path | None) -> list[str]:
 HEAD = """# What checkpoints do not say, found out
 
 Models of 0.4 to 0.7 million parameters, trained for some minutes on examples/shakespeare and converted without a
-hint (`make variants`). Losses are nats per token on the begin of the text; behind them how much worse than the best,
-with the standard error of the difference. Clear is more than three of these, and 0.0001 or, of a model that has not
-learned much yet, 0.05.
+hint (`make variants`). Losses are nats per token on the begin of the text, each at the temperature that suits it;
+behind them how much worse than the best, with the standard error of the difference. Clear is more than three of these,
+and 0.0001 or, of a model that has not learned much yet, 0.05.
 
 | trained as | minutes | tried | loss | behind the best | |
 |---|---|---|---|---|---|
