@@ -112,6 +112,8 @@ class Dialog:
         except KeyboardInterrupt:
             answer.close()
             self.interrupt()
+            if shown.endswith("\n"):
+                self.end_line()  # the terminal shows ^C there
         finally:
             if not shown.endswith("\n"):
                 self.write("\n")
