@@ -206,8 +206,21 @@ class Options:
         """Refuses every option but these: it would change nothing, and whoever gave it thinks that it does."""
         for name, value in vars(self).items():
             if value is not None and name not in known:
-                option = "--" + name.replace("_", "-")
-                raise BadArgument(f"{option} is not for {source}: its files say it, or have no such; leave it out")
+                raise BadArgument(f"{flag(name)} is not for {source}: its files say it, or have no such; leave it out")
+
+    def constant(self, name: str) -> float | None:
+        """The number that softcap, rope_base or qk_scale is to be."""
+        value, least = getattr(self, name), 1 if name == "rope_base" else 0
+        if value is None:
+            return None
+        if type(value) not in (int, float) or not max(least, 1e-30) < value < 1e30:
+            raise BadArgument(f"{flag(name)} must be a number above {least}, and {value!r} is not")
+        return float(value)
+
+
+def flag(name: str) -> str:
+    """An option as it is typed."""
+    return "--" + name.replace("_", "-")
 
 
 @dataclass

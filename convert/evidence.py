@@ -22,7 +22,6 @@ CLEAR = 3.0  # standard errors that a difference must have
 LEAST = ((0.7, 1e-4), (0.9, 0.05))
 UNSEEN = 0.05  # and at least this on a text that the model was not trained on, where a wrong answer may do better
 
-
 FACTORS = 1.12 ** np.arange(-9, 8)  # of all logits, one over the temperature: 0.36 to 2.2
 ONE = 9  # the place of 1 in them
 

@@ -28,7 +28,6 @@ from .checkpoint import Checkpoint, Input, Options, Vocabulary, Weights, whole_n
 from .claims import Claims, is_same
 from .hf_config import number
 from .hf_llama import Sizes
-from .nanochat import read_options
 from .raw_file import RawFile
 from .torch_file import Tensor
 
@@ -115,7 +114,7 @@ def load(source: Input, options: Options) -> Checkpoint:
 
 def find_base(path: str, said: float | None, options: Options) -> tuple[float, list[str]]:
     """RoPE's base, and a sentence about it where the file does not say it."""
-    named = read_options(options).get("rope_base")
+    named = options.constant("rope_base")
     if said is not None:
         if named is not None and not math.isclose(named, said, rel_tol=1e-3):  # tables say it in four digits
             raise BadArgument(f"--rope-base {named:.10g} contradicts {path}, which says {said:.10g}; leave it out")

@@ -28,6 +28,7 @@ from .checkpoint import (
     Vocabulary,
     Weights,
     find_above,
+    flag,
     whole_number,
 )
 from .claims import Claims
@@ -392,7 +393,7 @@ def settle_constants(
     s: Sizes, generation: Generation, meta: Mapping[str, Any], options: Options
 ) -> tuple[dict[str, Any], list[Question], list[str]]:
     """Keys of the constants, or the question what they are; and sentences about what is settled."""
-    given = read_options(options)
+    given = {name: value for name in OPTIONS if (value := options.constant(name)) is not None}
     said = [f"{OPTIONS[name]} is {value:.10g}, as the option says." for name, value in given.items()]
     own, why = likely(generation, {} if "softcap" in given else meta)
     has_gates = generation.gate_width is not None
@@ -414,11 +415,6 @@ def settle_constants(
     return {}, [Question(TOPIC, flag(left[0]), answers, why)], said
 
 
-def flag(name: str) -> str:
-    """An option as it is typed."""
-    return "--" + name.replace("_", "-")
-
-
 def agree(sets: list[Constants], given: dict[str, float]) -> list[Constants]:
     """The sets that have what was named. What none of them has is put into all; what none has together, into the
     first."""
@@ -427,16 +423,6 @@ def agree(sets: list[Constants], given: dict[str, float]) -> list[Constants]:
             sets = [replace(c, **{name: value}) for c in sets]
     found = [c for c in sets if all(getattr(c, name) == value for name, value in given.items())]
     return found or [replace(sets[0], **given)]
-
-
-def read_options(options: Options) -> dict[str, float]:
-    given = {name: value for name in OPTIONS if (value := getattr(options, name)) is not None}
-    for name, value in given.items():
-        least = 1 if name == "rope_base" else 1e-30
-        if type(value) not in (int, float) or not least < value < 1e30:
-            limit = "above 1" if name == "rope_base" else "above 0"
-            raise BadArgument(f"{flag(name)} must be a number {limit}, and {value!r} is not")
-    return {name: float(value) for name, value in given.items()}
 
 
 def likely(generation: Generation, meta: Mapping[str, Any]) -> tuple[Constants, str]:

@@ -68,7 +68,7 @@ class Prover:
         self.proof = Proof()
         self.text = find_text(checkpoint, options) if wanted is not False else Text("no text", "")
         self.limit = MEMORY + 2 * 4 * max(tensor.size for tensor in checkpoint.tensors.values())
-        self.reference: np.ndarray | None = None  # losses of the chosen answers in float32
+        self.reference: np.ndarray | None = None  # losses of the chosen answers, in one of REFERENCES
 
     @cached_property
     def tokenizer(self) -> Tokenizer:

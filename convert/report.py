@@ -43,7 +43,7 @@ class Cost:
 class Proof:
     text: str = ""  # the text's name; empty: nothing was tried
     n_tokens: int = 0
-    nats: float | None = None  # per token, in float32 or the type below; None: not measured
+    nats: float | None = None  # per token, in the type below; None: not measured
     bits: float = 0.0  # per byte
     nats_of_frequencies: float = np.inf  # per token, of a model that knows only how often each one comes
     type: str = "f32"
